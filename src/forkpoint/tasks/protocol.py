@@ -111,5 +111,3 @@ def split_problems(task: Task, key: Key, count: int, *, evaluation: bool) -> lis
         found[problem.key] = problem
         drawn.append(problem)
     return drawn
-
-

@@ -1,0 +1,114 @@
+"""Key-value caches in the Hugging Face shape, for what the stock ones cannot do.
+
+`PrefixCache` lets many rows share prompts that were computed once, with gradients.  `SlotCache` is a preallocated
+cache whose rows stand at different lengths, so that a finished row can be replaced while the others go on.
+Letters: R rows, H key-value heads, W cache width, D head size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class _Layer(CacheLayerMixin):
+    """What every layer here shares: masks and positions are explicit, so the sizes are never asked for."""
+
+    is_sliding = False
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: layers are made with their storage."""
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length + self.get_seq_length(), 0
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class CaptureLayer(_Layer):
+    """Keeps the keys and values of one forward, gradients included."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        self.keys, self.values = key_states, value_states
+        return key_states, value_states
+
+
+class PrefixLayer(_Layer):
+    """Puts given keys and values before those of the forward."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values = keys, values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        return torch.cat([self.keys, key_states], dim=2), torch.cat([self.values, value_states], dim=2)
+
+
+class SlotLayer(_Layer):
+    """Preallocated keys and values [R, H, W, D]; one forward writes one token a row, each at its own place."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values = keys, values
+        self.positions = torch.zeros(0, dtype=torch.long)
+        self.rows = torch.zeros(0, dtype=torch.long)
+        self.width = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        rows = key_states.shape[0]
+        self.keys[self.rows, :, self.positions] = key_states[:, :, 0]
+        self.values[self.rows, :, self.positions] = value_states[:, :, 0]
+        return self.keys[:rows, :, : self.width], self.values[:rows, :, : self.width]
+
+
+def capture_cache(num_layers: int) -> Cache:
+    """An empty cache that keeps what one forward writes."""
+    return Cache(layers=[CaptureLayer() for _ in range(num_layers)])
+
+
+def prefix_cache(captured: Cache, rows: Tensor) -> Cache:
+    """A cache whose row i continues prompt `rows[i]` of a captured forward."""
+    return Cache(
+        layers=[
+            PrefixLayer(layer.keys.index_select(0, rows), layer.values.index_select(0, rows))
+            for layer in captured.layers
+        ]
+    )
+
+
+class SlotCache:
+    """A cache of R slots and W positions for every layer; the first rows are the live ones."""
+
+    def __init__(self, captured: Cache, slots: int, width: int) -> None:
+        self.width = width
+        layers = []
+        for layer in captured.layers:
+            heads, size = layer.keys.shape[1], layer.keys.shape[3]
+            storage = [layer.keys.new_zeros(slots, heads, width, size) for _ in range(2)]
+            layers.append(SlotLayer(*storage))
+        self.layers = layers
+        self.cache = Cache(layers=layers)
+
+    def fill(self, slots: Tensor, captured: Cache, rows: Tensor, length: int) -> None:
+        """Copies the first `length` positions of captured rows into slots."""
+        for mine, theirs in zip(self.layers, captured.layers, strict=True):
+            mine.keys[slots, :, :length] = theirs.keys[rows, :, :length]
+            mine.values[slots, :, :length] = theirs.values[rows, :, :length]
+
+    def move(self, source: int, target: int) -> None:
+        """Copies one slot over another."""
+        for layer in self.layers:
+            layer.keys[target] = layer.keys[source]
+            layer.values[target] = layer.values[source]
+
+    def at(self, positions: Tensor, view: int) -> Cache:
+        """The cache for one forward that writes row i at `positions[i]` and sees the first `view` positions."""
+        rows = torch.arange(positions.shape[0], device=positions.device)
+        for layer in self.layers:
+            layer.positions, layer.rows, layer.width = positions, rows, view
+        return self.cache

@@ -1,0 +1,99 @@
+"""Text to tokens and back, for tokenizers made from an alphabet and for those of a model folder.
+
+A character outside the alphabet is an error before anything is computed, and a typed special token is plain text.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
+
+from forkpoint.errors import ModelError
+from forkpoint.records import Ints, Message, frozen_array
+
+PAD, EOS = "<pad>", "<eos>"
+
+
+def alphabet_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token per character of `alphabet`; pad is 0, end of sequence 1."""
+    if len(set(alphabet)) != len(alphabet):
+        raise ModelError("[task] the alphabet holds a character twice.")
+    vocabulary = {PAD: 0, EOS: 1} | {character: index + 2 for index, character in enumerate(alphabet)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=PAD))
+    tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+class Texts:
+    """Encodes prompts and texts, decodes tokens, for one tokenizer."""
+
+    def __init__(self, tokenizer: Any) -> None:  # noqa: ANN401
+        self.tokenizer = tokenizer
+        self.eos_id: int | None = tokenizer.eos_token_id
+        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (self.eos_id or 0)
+        vocabulary = tokenizer.get_vocab()
+        specials = set(tokenizer.all_special_tokens)
+        plain = {text: index for text, index in vocabulary.items() if text not in specials}
+        self._characters = (
+            plain if plain and all(len(text) == 1 for text in plain) and _is_word_level(tokenizer) else None
+        )
+        self._texts = {index: text for text, index in (self._characters or {}).items()}
+
+    @property
+    def by_character(self) -> bool:
+        """Whether every token is one character."""
+        return self._characters is not None
+
+    def encode(self, text: str) -> Ints:
+        """Tokens of a text, no special token added.  Raises ModelError for a character that the model cannot read."""
+        if self._characters is not None:
+            try:
+                return frozen_array([self._characters[character] for character in text], np.int32)
+            except KeyError as error:
+                raise ModelError(
+                    f"the character {error.args[0]!r} of the text {text[:40]!r} is outside the model's alphabet "
+                    f"{''.join(sorted(self._characters))!r}."
+                ) from None
+        return frozen_array(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True), np.int32)
+
+    def encode_prompt(self, prompt: str | Sequence[Message]) -> Ints:
+        """Tokens of a prompt: chat messages go through the chat template, and so does text where there is one."""
+        template = getattr(self.tokenizer, "chat_template", None)
+        if isinstance(prompt, str) and not template:
+            tokens = self.encode(prompt)
+        else:
+            messages = (
+                [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(part) for part in prompt]
+            )
+            if not template:
+                return self.encode("\n".join(message["content"] for message in messages) + "\n")
+            rendered = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            tokens = frozen_array(self.tokenizer.encode(rendered, add_special_tokens=False), np.int32)
+        if len(tokens) == 0:
+            raise ModelError("a prompt is empty; it needs at least one token.")
+        return tokens
+
+    def decode(self, tokens: Sequence[int] | Ints) -> str:
+        """The text of tokens, the end-of-sequence and padding tokens left out."""
+        if self._characters is not None:
+            return "".join(self._texts.get(int(token), "") for token in tokens)
+        drop = {self.eos_id, self.tokenizer.pad_token_id}
+        kept = [int(token) for token in tokens if int(token) not in drop]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _is_word_level(tokenizer: Any) -> bool:  # noqa: ANN401
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend is not None and isinstance(backend.model, WordLevel)

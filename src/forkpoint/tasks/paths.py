@@ -1,0 +1,282 @@
+"""`paths`: walk a star of paths from its center to the named leaf, one move at a time, turning back where needed.
+
+A path-star graph (Bachmann and Nagarajan, arXiv 2403.06963; with lanes Wei and Kim, arXiv 2606.22938) has `branches`
+branches of `depth` nodes each.  With `lanes` > 1 two neighbouring nodes of a branch are joined through `lanes` parallel
+nodes, since text cannot tell parallel edges apart.  Node names are drawn afresh for each problem and edges are
+shuffled, so the branch of the goal can only be found by reading the prompt backwards from the goal.
+
+Prompt: `ab ac bd ...|a>d:` (edges, start, goal).  Rollout: one letter a move; reaching the goal ends it.
+"""
+
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from pydantic import Field
+
+from forkpoint.errors import TaskError, unknown_name
+from forkpoint.records import Outcome, Problem, Rollout, Verdict
+from forkpoint.seeds import Key, content_hash
+from forkpoint.tasks.protocol import Demonstration
+from forkpoint.tasks.settings import TaskSettings
+
+NAMES = string.ascii_lowercase + string.ascii_uppercase + string.digits
+PUNCTUATION = " |>:"
+
+
+class Settings(TaskSettings):
+    """The graph of a `paths` problem."""
+
+    branches: int = Field(default=3, ge=1, le=30)
+    """Branches of the star, 1 to 30."""
+    depth: int = Field(default=3, ge=1, le=30)
+    """Nodes from the center to a leaf, 1 to 30."""
+    lanes: int = Field(default=1, ge=1, le=20)
+    """Parallel ways between two neighbouring nodes of a branch, 1 to 20."""
+    walk_length: int = Field(default=24, ge=1, le=1000)
+    """Moves of a walk in the corpus `walks`, 1 to 1000."""
+    dead_ends: float = Field(default=1.0, ge=0.0, le=1.0)
+    """Share of the texts of the corpus `recoveries` that hold dead ends; the rest are golden."""
+
+
+def build(settings: Settings) -> "Paths":
+    """The task of these settings."""
+    return Paths(settings)
+
+
+def count_nodes(branches: int, depth: int, lanes: int) -> int:
+    """Nodes of the graph: the center, the branch nodes, and the lane nodes between them."""
+    return 1 + branches * (depth + (lanes * (depth - 1) if lanes > 1 else 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Star:
+    """A star with integer nodes, 0 the center."""
+
+    edges: tuple[tuple[int, int], ...]
+    branch_nodes: tuple[tuple[int, ...], ...]
+    """For each branch its nodes by depth, lanes left out; the last is the leaf."""
+    branch_of: Mapping[int, int]
+    """Branch of every node but the center, lane nodes included."""
+
+
+def make_star(branches: int, depth: int, lanes: int) -> Star:
+    """The path-star graph."""
+    edges: list[tuple[int, int]] = []
+    branch_nodes: list[tuple[int, ...]] = []
+    branch_of: dict[int, int] = {}
+    fresh = 1
+    for branch in range(branches):
+        last, nodes = 0, []
+        for level in range(depth):
+            middles = range(fresh, fresh + lanes) if level and lanes > 1 else range(fresh, fresh)
+            fresh = middles.stop
+            node, fresh = fresh, fresh + 1
+            for middle in middles:
+                edges += [(last, middle), (middle, node)]
+                branch_of[middle] = branch
+            if not middles:
+                edges.append((last, node))
+            branch_of[node] = branch
+            nodes.append(node)
+            last = node
+        branch_nodes.append(tuple(nodes))
+    return Star(edges=tuple(edges), branch_nodes=tuple(branch_nodes), branch_of=MappingProxyType(branch_of))
+
+
+@dataclass(frozen=True, slots=True)
+class NamedGraph:
+    """What a prompt says: who neighbours whom, where to start, where to go."""
+
+    neighbors: Mapping[str, tuple[str, ...]]
+    start: str
+    goal: str
+
+
+def read_prompt(prompt: str) -> NamedGraph:
+    """The graph of a prompt that this task wrote."""
+    edge_text, _, rest = prompt.partition("|")
+    neighbors: dict[str, list[str]] = {}
+    for first, second in edge_text.split(" "):
+        neighbors.setdefault(first, []).append(second)
+        neighbors.setdefault(second, []).append(first)
+    return NamedGraph(neighbors={name: tuple(near) for name, near in neighbors.items()}, start=rest[0], goal=rest[2])
+
+
+def shortest_path(graph: NamedGraph, start: str, goal: str) -> str:
+    """The moves of a shortest path, by breadth-first search in the order of the edges."""
+    parents, frontier = {start: ""}, [start]
+    while goal not in parents:
+        frontier = [
+            _visit(parents, near, node) for node in frontier for near in graph.neighbors[node] if near not in parents
+        ]
+    moves, node = "", goal
+    while node != start:
+        moves, node = node + moves, parents[node]
+    return moves
+
+
+def _visit(parents: dict[str, str], node: str, parent: str) -> str:
+    parents[node] = parent
+    return node
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The task; see the module."""
+
+    settings: Settings
+    name: str = "paths"
+    corpora: tuple[str, ...] = ("walks", "golden", "recoveries")
+
+    def __post_init__(self) -> None:
+        nodes = count_nodes(self.settings.branches, self.settings.depth, self.settings.lanes)
+        if nodes > len(NAMES):
+            raise TaskError(
+                f"[task] paths with branches = {self.settings.branches}, depth = {self.settings.depth}, "
+                f"lanes = {self.settings.lanes} has {nodes} nodes; at most {len(NAMES)} can be named."
+            )
+
+    @property
+    def names(self) -> str:
+        """The letters that may name a node: 26, 52 or 62, as many as the graph needs."""
+        nodes = count_nodes(self.settings.branches, self.settings.depth, self.settings.lanes)
+        return next(NAMES[:size] for size in (26, 52, 62) if nodes <= size)
+
+    @property
+    def alphabet(self) -> str:
+        """Every character of a prompt or a walk."""
+        return self.names + PUNCTUATION
+
+    def problem(self, key: Key, difficulty: float | None = None) -> Problem:
+        """A problem; `difficulty` in [0, 1] scales the depth from 1 to the task's own."""
+        depth = self.settings.depth
+        if difficulty is not None:
+            depth = 1 + round(difficulty * (depth - 1))
+        star = make_star(self.settings.branches, depth, self.settings.lanes)
+        draw = key.child("problem").generator()
+        names = draw.permutation(list(self.names))
+        edges = [pair if draw.random() < 0.5 else pair[::-1] for pair in star.edges]
+        text = " ".join(f"{names[edges[i][0]]}{names[edges[i][1]]}" for i in draw.permutation(len(edges)))
+        goal = star.branch_nodes[draw.integers(self.settings.branches)][-1]
+        prompt = f"{text}|{names[0]}>{names[goal]}:"
+        answer = shortest_path(read_prompt(prompt), str(names[0]), str(names[goal]))
+        return Problem(
+            task=self.name,
+            key=content_hash(self.name, prompt),
+            prompt=prompt,
+            answer=answer,
+            difficulty=depth / self.settings.depth,
+            metadata={"branches": [[str(names[node]) for node in nodes] for nodes in star.branch_nodes]},
+        )
+
+    def verify(self, problem: Problem, rollout: Rollout) -> Verdict:
+        """Checks every move against the graph; parts: moves, wrong branches entered and left again."""
+        graph = _graph(problem)
+        walk, node, legal = rollout.text, graph.start, 0
+        for move in walk:
+            if move not in graph.neighbors[node]:
+                break
+            node, legal = move, legal + 1
+            if node == graph.goal:
+                break
+        entered, left = _wrong_branches(problem, graph, walk[:legal])
+        parts = {"moves": float(legal), "wrong_entered": float(entered), "wrong_left": float(left)}
+        if node == graph.goal and legal == len(walk):
+            return Verdict(outcome=Outcome.CORRECT, correct=True, answer=walk, reason="reached the goal", parts=parts)
+        if node == graph.goal:
+            reason = f"goes on after the goal, at move {legal + 1}"
+        elif legal < len(walk):
+            reason = f"move {legal + 1} is not an edge"
+        else:
+            reason = "did not reach the goal"
+        return Verdict(outcome=Outcome.WRONG, correct=False, answer=walk[:legal], reason=reason, parts=parts)
+
+    def solve(self, problem: Problem) -> str:
+        """The shortest path."""
+        return problem.answer
+
+    def wrong_answers(self, problem: Problem) -> Sequence[str]:
+        """No move, an illegal jump, a walk cut short, a walk past the goal, a wrong leaf, junk."""
+        graph = _graph(problem)
+        outsider = next((name for name in graph.neighbors if name not in graph.neighbors[graph.start]), graph.start)
+        others = [nodes[-1] for nodes in problem.metadata["branches"] if nodes[-1] != graph.goal]
+        wrong_leaf = [shortest_path(graph, graph.start, other) for other in others[:1]]
+        return ["", outsider, problem.answer[:-1], problem.answer + problem.answer[-1:], "|", *wrong_leaf]
+
+    def corpus(self, name: str, key: Key) -> Iterator[Demonstration]:
+        """Texts from training problems: random walks, golden paths, or depth-first search with its dead ends."""
+        if name not in self.corpora:
+            raise TaskError(unknown_name("data", name, self.corpora))
+        index = 0
+        while True:
+            problem = self.problem(key.child(index))
+            draw = key.child(index, "text").generator()
+            index += 1
+            if problem.is_evaluation:
+                continue
+            yield Demonstration(
+                prompt=str(problem.prompt),
+                text=self._text(name, problem, draw),
+                provenance=f"corpus:{name}:{problem.key}",
+                ends=False,
+            )
+
+    def _text(self, name: str, problem: Problem, draw: np.random.Generator) -> str:
+        graph = _graph(problem)
+        if name == "walks":
+            return random_walk(graph, self.settings.walk_length, draw)
+        if name == "recoveries" and draw.random() < self.settings.dead_ends:
+            return search_walk(problem, graph, draw)
+        return problem.answer
+
+    def stop(self, problem: Problem) -> tuple[str, ...]:
+        """The goal: reaching it ends the walk."""
+        return (_graph(problem).goal,)
+
+    def cut_points(self, problem: Problem, rollout: Rollout) -> Sequence[int]:
+        """Every move is a step."""
+        del problem
+        return range(len(rollout.tokens))
+
+    def state(self, problem: Problem, transcript: str) -> str:
+        """Where the walk stands: the last node."""
+        return transcript[-1:] or _graph(problem).start
+
+
+def _graph(problem: Problem) -> NamedGraph:
+    return read_prompt(str(problem.prompt))
+
+
+def _wrong_branches(problem: Problem, graph: NamedGraph, walk: str) -> tuple[int, int]:
+    """How often the walk went from the center into a branch without the goal, and how often it came back."""
+    wrong = {nodes[0] for nodes in problem.metadata["branches"] if nodes[-1] != graph.goal}
+    places = graph.start + walk
+    steps = list(zip(places, places[1:], strict=False))
+    entered = sum(here == graph.start and there in wrong for here, there in steps)
+    left = sum(here in wrong and there == graph.start for here, there in steps)
+    return entered, left
+
+
+def random_walk(graph: NamedGraph, length: int, draw: np.random.Generator) -> str:
+    """A uniform random walk from the start, until the goal or `length` moves."""
+    walk, node = "", graph.start
+    while len(walk) < length and node != graph.goal:
+        near = graph.neighbors[node]
+        node = near[int(draw.random() * len(near))]
+        walk += node
+    return walk
+
+
+def search_walk(problem: Problem, graph: NamedGraph, draw: np.random.Generator) -> str:
+    """Depth-first search written as a walk: branches in random order, each wrong one to its leaf and back."""
+    walk = ""
+    for branch in draw.permutation(len(problem.metadata["branches"])):
+        leaf = problem.metadata["branches"][branch][-1]
+        out = shortest_path(graph, graph.start, leaf)
+        if leaf == graph.goal:
+            return walk + out
+        walk += out + shortest_path(graph, leaf, graph.start)
+    raise AssertionError("the goal is the leaf of a branch")
