@@ -4,6 +4,7 @@ A row is a prompt and the tokens after it, with one stream of numbers per token 
 share a prompt hold it once.  Letters: P prompts, U prompt positions, B rows, T positions after the prompt.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -123,7 +124,7 @@ def length_buckets(
         cuts = _best_cuts(np.asarray(values), counts, overhead / price)
         ends = np.cumsum(counts)
         edges = [0] + [int(ends[cut]) for cut in cuts]
-        buckets = [order[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+        buckets = [order[start:end] for start, end in itertools.pairwise(edges)]
         if price > 1e6 or padding_share(lengths, buckets) <= max_padding:
             break
         price *= 2

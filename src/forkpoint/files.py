@@ -16,7 +16,7 @@ import socket
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
@@ -117,17 +117,8 @@ def _failure(path: Path, what: str, *, full: bool, needed: int | None) -> str:
     return f"{path}: {what}{f' ({free_bytes(path)} bytes free{size})' if full else ''}"
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def fsync_file(path: Path) -> None:
-    """Make the content of `path` durable."""
+def fsync_path(path: Path) -> None:
+    """Make the content of a file durable, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -144,7 +135,7 @@ def make_folder(folder: Path) -> None:
             make_folder(folder.parent)
         fault_point("folder.before-make")
         folder.mkdir(exist_ok=True)
-        fsync_folder(folder.parent)
+        fsync_path(folder.parent)
         fault_point("folder.after-make")
 
 
@@ -170,7 +161,7 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
         fault_point("write.after-rename")
-        fsync_folder(path.parent)
+        fsync_path(path.parent)
         fault_point("write.after")
 
 
@@ -192,12 +183,7 @@ def write_text_atomic(path: Path, text: str) -> None:
     write_bytes_atomic(path, text.encode("utf-8"))
 
 
-class temporary_folder_beside:  # noqa: N801, RUF100 - reads as a function at its `with`
-    """A new folder beside `final`, to be filled and then published.
-
-    An error removes it.  A kill cannot, and an interrupt does not: names with TEMPORARY_PREFIX go at the next start.
-    """
-
+class _TemporaryFolder:
     def __init__(self, final: Path) -> None:
         self._path = temporary_beside(final)
 
@@ -205,12 +191,21 @@ class temporary_folder_beside:  # noqa: N801, RUF100 - reads as a function at it
         with storage_errors(self._path):
             fault_point("folder.before-temporary")
             self._path.mkdir()
-            fault_point("folder.after-temporary")
         return self._path
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is not None and issubclass(kind, Exception):
             shutil.rmtree(self._path, ignore_errors=True)
+
+
+def temporary_folder_beside(final: Path) -> AbstractContextManager[Path]:
+    """A block with a new folder beside `final`, to be filled and then published.
+
+    An error removes it.  A kill cannot, and an interrupt does not: names with TEMPORARY_PREFIX go at the next start.
+    """
+    return _TemporaryFolder(final)
 
 
 def publish_folder(temporary: Path, final: Path) -> None:
@@ -225,12 +220,12 @@ def publish_folder(temporary: Path, final: Path) -> None:
         for folder, _, names in os.walk(temporary):
             for name in sorted(names):
                 fault_point("publish.before-sync")
-                fsync_file(Path(folder) / name)
-            fsync_folder(Path(folder))
+                fsync_path(Path(folder) / name)
+            fsync_path(Path(folder))
         fault_point("publish.before-rename")
         temporary.rename(final)
         fault_point("publish.after-rename")
-        fsync_folder(final.parent)
+        fsync_path(final.parent)
         fault_point("publish.after")
 
 
@@ -240,7 +235,7 @@ def remove_folder(folder: Path) -> None:
     with storage_errors(folder):
         fault_point("remove.before-rename")
         folder.rename(doomed)
-        fsync_folder(folder.parent)
+        fsync_path(folder.parent)
         fault_point("remove.after-rename")
         shutil.rmtree(doomed)
         fault_point("remove.after")
@@ -382,7 +377,9 @@ class RunLock:
         _held_locks.add(descriptor)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._descriptor in _held_locks:
             _held_locks.remove(self._descriptor)
             os.close(self._descriptor)

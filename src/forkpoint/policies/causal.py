@@ -5,6 +5,7 @@ computed once, also in training: its keys and values carry gradients.
 Letters: P prompts, U prompt positions, B rows, T positions after the prompt, N scored positions, D hidden, V tokens.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class CausalPolicy:
         self.model = model.to(device).eval()
         self.texts = texts
         self.device = torch.device(device)
-        inner = model.get_base_model() if hasattr(model, "peft_config") else model
+        inner = model.get_base_model() if self.has_adapters else model
         self._decoder = inner.base_model
         self._head = inner.get_output_embeddings()
         self.num_layers = int(inner.config.num_hidden_layers)
@@ -113,7 +114,13 @@ class CausalPolicy:
             entropy = -(logprobs.exp() * logprobs).sum(-1)
         return chosen, entropy
 
+    @property
+    def has_adapters(self) -> bool:
+        """Whether only low-rank adapters are trained."""
+        return hasattr(self.model, "peft_config")
+
     def save(self, folder: Path) -> None:
-        """Writes the model and its tokenizer so that Auto classes load them; LoRA weights are merged in a copy."""
-        self.model.save_pretrained(folder, safe_serialization=True)
+        """Writes the model and its tokenizer so that Auto classes load them; adapters are merged into a copy."""
+        model = copy.deepcopy(self.model).merge_and_unload() if self.has_adapters else self.model
+        model.save_pretrained(folder)
         self.texts.tokenizer.save_pretrained(folder)

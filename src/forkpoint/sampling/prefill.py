@@ -43,7 +43,9 @@ class Prefill:
 
     @staticmethod
     def _context(request: SampleRequest) -> bytes:
-        prefix = request.parent.tokens[: request.prefix_length] if request.parent is not None else request.prompt_tokens[:0]
+        prefix = (
+            request.parent.tokens[: request.prefix_length] if request.parent is not None else request.prompt_tokens[:0]
+        )
         return np.concatenate([request.prompt_tokens, prefix]).astype(np.int32).tobytes()
 
     def length(self, request: int) -> int:

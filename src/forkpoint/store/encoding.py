@@ -10,6 +10,7 @@ Arrays: little-endian BLOBs, int32 or float32; masks one byte per position.
 
 import json
 import math
+import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -17,7 +18,9 @@ import numpy as np
 
 from forkpoint.records import Bools, Floats, Ints, frozen_array
 
-JSON: TypeAlias = "str | int | float | bool | None | Sequence[JSON] | Mapping[str, JSON]"
+JSON: TypeAlias = "str | int | float | bool | Sequence[JSON] | Mapping[str, JSON] | None"
+Row: TypeAlias = sqlite3.Row | Mapping[str, Any]
+"""A row by column name."""
 
 
 def encode_json(value: Any) -> str:  # noqa: ANN401
@@ -118,7 +121,7 @@ def split_numbers(**values: float | None) -> dict[str, float | str | None]:
     return {**finite, "special": encode_json(special) if special else None}
 
 
-def number(row: Mapping[str, Any], name: str) -> float | None:
+def number(row: Row, name: str) -> float | None:
     """A number column of a row that `split_numbers` wrote.
 
     >>> number({"score": None, "special": '{"score":"-inf"}'}, "score")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from forkpoint.records import (
     Verdict,
 )
 from forkpoint.store.encoding import (
+    Row,
     decode_bools,
     decode_floats,
     decode_ints,
@@ -36,8 +37,6 @@ from forkpoint.store.encoding import (
     number,
     split_numbers,
 )
-
-Row: TypeAlias = Mapping[str, Any]
 
 
 class StageStatus(StrEnum):
@@ -92,6 +91,18 @@ class EvaluationResult:
     """Tokens that the policy wrote."""
     rollout_id: str | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Evaluation:
+    """One evaluation: what every sample came to, and the rollouts of it that are kept as evidence."""
+
+    name: str = "evaluate"
+    """Which set of problems; also the purpose under which its rollouts are kept."""
+    results: Sequence[EvaluationResult]
+    groups: Sequence[Group] = ()
+    problems: Sequence[Problem] = ()
+    """Problems to keep although no rollout of theirs is kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

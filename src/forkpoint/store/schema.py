@@ -170,7 +170,9 @@ def migrate(connection: sqlite3.Connection, where: str, *, migrations: Sequence[
     if schema_version(connection) == len(migrations):
         return
     with transaction(connection, "migrate"):
-        connection.execute("CREATE TABLE IF NOT EXISTS migrations (number INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS migrations (number INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT"
+        )
         # Read again under the lock: another process may have been first.
         for place, (name, statements) in enumerate(migrations, start=1):
             if place <= schema_version(connection):

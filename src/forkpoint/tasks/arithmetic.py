@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from forkpoint.errors import TaskError, unknown_name
 from forkpoint.records import Problem, Rollout, Verdict
 from forkpoint.seeds import Key, content_hash
 from forkpoint.tasks.protocol import Demonstration
+from forkpoint.tasks.settings import TaskSettings
 from forkpoint.verifiers.answers import final_answer
 from forkpoint.verifiers.exact import exact_verdict, parse_number
 
@@ -29,10 +30,8 @@ _MOVE = re.compile(r"([+*-])([0-9]+)")
 _STEP = re.compile(r"(-?[0-9]{1,18})([+*-])([0-9]{1,18})=(-?[0-9]{1,18})")
 
 
-class Settings(BaseModel):
+class Settings(TaskSettings):
     """What a recipe may say of `arithmetic`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     terms: int = Field(default=5, ge=2, le=12)
     """Numbers in a chain at difficulty 1; 2 to 12."""
@@ -189,19 +188,22 @@ class Arithmetic:
     def _chain(self, rng: np.random.Generator, terms: int) -> tuple[str, int]:
         """An operation is drawn first, uniformly among those that keep the result in bounds, then its operand."""
         largest = min(self.settings.max_operand, self.settings.max_value)
-        value = int(rng.integers(0, largest + 1))
+        value = int(rng.integers(1, largest + 1))
         chain = str(value)
         for _ in range(terms - 1):
             choices = {op: self._operands(value, op) for op in self.settings.operations}
             possible = [op for op, operands in choices.items() if operands]
             operation = possible[int(rng.integers(len(possible)))] if possible else self.settings.operations[0]
-            operands = choices[operation] or [0]
+            operands = choices[operation] or [1 if operation == "*" else 0]
             operand = operands[int(rng.integers(len(operands)))]
             chain += f"{operation}{operand}"
             value = _apply(value, operation, operand)
         return chain, value
 
     def _operands(self, value: int, operation: str) -> list[int]:
+        """What keeps the result in bounds; products with 0 or 1 would say nothing."""
+        if operation == "*" and value == 0:
+            return []
         smallest = 2 if operation == "*" else 1
         operands = range(smallest, self.settings.max_operand + 1)
         return [k for k in operands if 0 <= _apply(value, operation, k) <= self.settings.max_value]

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from itertools import combinations, count
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from forkpoint.errors import TaskError, unknown_name
 from forkpoint.records import Outcome, Problem, Rollout, Verdict
 from forkpoint.seeds import Key, content_hash
 from forkpoint.tasks.protocol import Demonstration
+from forkpoint.tasks.settings import TaskSettings
 from forkpoint.verifiers.answers import final_answer
 from forkpoint.verifiers.exact import MAX_SHOWN, is_declined
 from forkpoint.verifiers.expression import evaluate
@@ -27,10 +28,8 @@ ATTEMPTS = 400
 """Draws of numbers and operations before the settings count as impossible."""
 
 
-class Settings(BaseModel):
+class Settings(TaskSettings):
     """What a recipe may say of `countdown`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     numbers: int = Field(default=3, ge=2, le=5)
     """Numbers given at difficulty 1; 2 to 5."""
@@ -80,9 +79,7 @@ def combine(left: Part, right: Part, operations: str) -> list[Part]:
     results = {"+": left.value + right.value, "-": left.value - right.value, "*": left.value * right.value}
     if right.value and left.value % right.value == 0:
         results["/"] = left.value // right.value
-    return [
-        Part(value=results[op], text=f"({left.text}{op}{right.text})") for op in operations if op in results
-    ]
+    return [Part(value=results[op], text=f"({left.text}{op}{right.text})") for op in operations if op in results]
 
 
 def _unwrapped(part: Part) -> str:
@@ -134,7 +131,8 @@ class Countdown:
     """The task `countdown`.
 
     Numbers stand in ascending order, so a prompt and its split do not depend on the order in which they were drawn.
-    The reference answer is the expression that made the target; it is no part of the key, for many are right.
+    The key is that of the prompt alone: the reference answer follows from it, and other rules must not move a prompt
+    into the other split.
     Corpora: `solutions`; `answer_given` (the prompt shows the expression that the text repeats).
     """
 
@@ -153,19 +151,24 @@ class Countdown:
         dial = self.settings.difficulty if difficulty is None else difficulty
         if not 0 <= dial <= 1:
             raise TaskError(f"difficulty = {dial} must lie in [0, 1].")
-        numbers, made = self._draw(key.generator(), 2 + round(dial * (self.settings.numbers - 2)))
-        prompt = f"{','.join(map(str, numbers))}={made.value}\n"
-        rules = f"{self.settings.operations}{'!' if self.settings.use_all else ''}"
+        numbers, target = self._draw(key.generator(), 2 + round(dial * (self.settings.numbers - 2)))
+        prompt = f"{','.join(map(str, numbers))}={target}\n"
         return Problem(
             task=self.name,
             key=content_hash(self.name, prompt),
             prompt=prompt,
-            answer=_unwrapped(made),
+            answer=self._solution(numbers, target),
             difficulty=dial,
-            metadata={"numbers": numbers, "target": made.value, "rules": rules},
+            metadata={"numbers": numbers, "target": target},
         )
 
-    def _draw(self, rng: np.random.Generator, amount: int) -> tuple[list[int], Part]:
+    def _solution(self, numbers: Sequence[int], target: int) -> str:
+        found = search(numbers, target, operations=self.settings.operations, use_all=self.settings.use_all)
+        if found is None:
+            raise TaskError(f"{target} cannot be reached from {', '.join(map(str, numbers))} under these settings.")
+        return found
+
+    def _draw(self, rng: np.random.Generator, amount: int) -> tuple[list[int], int]:
         settings = self.settings
         for _ in range(ATTEMPTS):
             numbers = sorted(int(n) for n in rng.integers(1, settings.max_number + 1, amount))
@@ -177,7 +180,7 @@ class Countdown:
                     break
                 parts.append(options[int(rng.integers(len(options)))])
             if len(parts) == 1 and 1 <= parts[0].value <= settings.max_target and parts[0].value not in numbers:
-                return numbers, parts[0]
+                return numbers, parts[0].value
         raise TaskError(
             f"[task] countdown: {ATTEMPTS} draws gave no target in 1 to {settings.max_target} from {amount} numbers "
             f"up to {settings.max_number} with '{settings.operations}'."
@@ -214,12 +217,7 @@ class Countdown:
 
     def solve(self, problem: Problem) -> str:
         """The first solution of an exhaustive search; raises `TaskError` for a problem that has none."""
-        settings = self.settings
-        numbers, target = bounds(problem)
-        found = search(numbers, target, operations=settings.operations, use_all=settings.use_all)
-        if found is None:
-            raise TaskError(f"Problem {problem.key} has no solution under these settings.")
-        return f"{found}\n"
+        return f"{self._solution(*bounds(problem))}\n"
 
     def wrong_answers(self, problem: Problem) -> Sequence[str]:
         """Nothing; the bare target; a number too often, or not given; wrong values; what is no expression."""

@@ -8,6 +8,7 @@ shuffled, so the branch of the goal can only be found by reading the prompt back
 Prompt: `ab ac bd ...|a>d:` (edges, start, goal).  Rollout: one letter a move; reaching the goal ends it.
 """
 
+import itertools
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -254,7 +255,7 @@ def _wrong_branches(problem: Problem, graph: NamedGraph, walk: str) -> tuple[int
     """How often the walk went from the center into a branch without the goal, and how often it came back."""
     wrong = {nodes[0] for nodes in problem.metadata["branches"] if nodes[-1] != graph.goal}
     places = graph.start + walk
-    steps = list(zip(places, places[1:], strict=False))
+    steps = list(itertools.pairwise(places))
     entered = sum(here == graph.start and there in wrong for here, there in steps)
     left = sum(here in wrong and there == graph.start for here, there in steps)
     return entered, left

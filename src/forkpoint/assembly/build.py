@@ -1,0 +1,220 @@
+"""A recipe to objects: the policy, and everything that a stage needs."""
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forkpoint.assembly.tables import CREDIT_RULES, LOSSES, build_task, model_folder, resolve
+from forkpoint.config.recipe import FolderPolicy, Recipe, RLStage, TextStage
+from forkpoint.errors import RecipeError
+from forkpoint.seeds import Key
+from forkpoint.tasks.protocol import Interactive, Task, split_problems
+
+if TYPE_CHECKING:
+    from forkpoint.policies.causal import CausalPolicy
+    from forkpoint.probe import Probe
+    from forkpoint.store import RunWriter
+    from forkpoint.training.optimization import Optimization
+    from forkpoint.training.stage import StageContext
+    from forkpoint.training.unit import Training
+
+
+def build_policy(recipe: Recipe, folder: Path) -> "CausalPolicy":
+    """The policy that a recipe describes, before any stage."""
+    from forkpoint.policies.causal import CausalPolicy
+    from forkpoint.policies.folder import DTYPES, load_folder
+    from forkpoint.policies.texts import Texts, alphabet_tokenizer
+    from forkpoint.policies.tiny import build_decoder
+
+    spec = recipe.policy
+    if isinstance(spec, FolderPolicy):
+        return load_folder(model_folder(spec, folder), dtype=spec.dtype, device=spec.device)
+    alphabet = shared_alphabet(recipe, folder)
+    tokenizer = alphabet_tokenizer(alphabet)
+    model = build_decoder(
+        shape=spec.shape, vocabulary=len(tokenizer), layers=spec.layers, width=spec.width, heads=spec.heads,
+        context=spec.context, key=Key.root(recipe.seed).child("policy"),
+    )  # fmt: skip
+    return CausalPolicy(model.to(DTYPES[spec.dtype]), Texts(tokenizer), device=spec.device)
+
+
+def shared_alphabet(recipe: Recipe, folder: Path) -> str:
+    """Every character of the recipe's tasks, in order of appearance."""
+    tables = [recipe.task] + [stage.task for stage in recipe.stage if stage.task is not None]
+    characters: dict[str, None] = {}
+    for table in tables:
+        task = build_task(table, folder=folder)
+        if task.alphabet is None:
+            raise RecipeError(
+                f"[policy] kind = 'tiny' needs a task with an alphabet; {task.name} is free text: use kind = 'hf'."
+            )
+        characters.update(dict.fromkeys(task.alphabet))
+    return "".join(characters)
+
+
+def run_identity(recipe: Recipe) -> dict[str, Any]:
+    """What an exact resume depends on beside the recipe."""
+    versions = {name: metadata.version(name) for name in ("forkpoint", "torch", "transformers", "numpy")}
+    return {**versions, "python": platform.python_version(), "machine": platform.machine(), "threads": recipe.threads}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembly:
+    """A recipe with the folder that its paths are seen from and the folder that the run writes."""
+
+    recipe: Recipe
+    origin: Path
+    run: Path
+
+    def stage_context(self, name: str, writer: "RunWriter", stop: Callable[[], bool]) -> "StageContext":
+        """Everything that the stage of this name needs."""
+        from forkpoint.policies.folder import load_folder
+        from forkpoint.store import latest_checkpoint, stage_folder
+        from forkpoint.training.evaluation import EvaluationPlan
+        from forkpoint.training.stage import StageContext
+
+        recipe, stage = self.recipe, self.recipe.get_stage(name)
+        task = self.task(stage)
+        key = Key.root(recipe.seed).child(name)
+
+        def policy(parent: Path | None, checkpoint: Path | None) -> "CausalPolicy":
+            lora = recipe.policy.lora if isinstance(recipe.policy, FolderPolicy) else None
+            source = parent if lora is not None or checkpoint is None else checkpoint
+            spec = recipe.policy
+            loaded = (
+                load_folder(source, dtype=spec.dtype, device=spec.device)
+                if source
+                else build_policy(recipe, self.origin)
+            )
+            return loaded if lora is None else self.with_adapters(loaded, name)
+
+        def training(
+            policy: "CausalPolicy", optimization: "Optimization", probe: "Probe", changed: Callable[[int], None]
+        ) -> "Training":
+            return self._training(stage, task, policy, optimization, probe, changed)
+
+        parent = None
+        if stage.from_ != "policy":
+            parent = latest_checkpoint(stage_folder(self.run, stage.from_))
+        plans = [
+            EvaluationPlan(
+                task=task,
+                problems=tuple(split_problems(task, Key.root(recipe.seed).child("evaluation"), count, evaluation=True)),
+                key=Key.root(recipe.seed).child("evaluation"),
+                samples=recipe.evaluation.samples,
+                temperature=recipe.evaluation.temperature,
+                max_new_tokens=evaluation_budget(recipe, stage),
+            )
+            for count in (recipe.evaluation.problems, recipe.evaluation.final_problems)
+        ]
+        return StageContext(
+            run=self.run, stage=stage, key=key, writer=writer, parent=parent, load_policy=policy,
+            make_probe=lambda made: self._probe(made, task), make_training=training, plan=plans[0],
+            final_plan=plans[1], identity=run_identity(recipe), stop=stop,
+        )  # fmt: skip
+
+    def task(self, stage: RLStage | TextStage) -> Task:
+        """The task of a stage."""
+        return build_task(
+            stage.task or self.recipe.task,
+            where=f"[stage.{stage.name}.task]" if stage.task else "[task]",
+            folder=self.origin,
+        )
+
+    def with_adapters(self, policy: "CausalPolicy", stage: str) -> "CausalPolicy":
+        """The policy with the recipe's adapters, or itself where it has none."""
+        from forkpoint.policies.folder import add_adapters
+
+        spec = self.recipe.policy
+        if not isinstance(spec, FolderPolicy) or spec.lora is None:
+            return policy
+        key = Key.root(self.recipe.seed).child(stage, "adapters")
+        return add_adapters(policy, rank=spec.lora.rank, alpha=spec.lora.alpha, modules=spec.lora.modules, key=key)
+
+    def _probe(self, policy: "CausalPolicy", task: Task) -> tuple["Probe", Callable[[int], None]]:
+        from forkpoint.probing.local import LocalProbe
+        from forkpoint.sampling.engine import LocalSampler
+        from forkpoint.verifiers.guard import guarded
+
+        environment = task if isinstance(task, Interactive) else None
+        sampler = LocalSampler(policy, slots=self.recipe.slots, environment=environment)
+        verifier = guarded(task.verify, fixed_length=getattr(task, "budget", None))
+        return LocalProbe(policy, sampler, verifier), sampler.update_weights
+
+    def _training(
+        self, stage: RLStage | TextStage, task: Task, policy: "CausalPolicy", optimization: "Optimization",
+        probe: "Probe", changed: Callable[[int], None],
+    ) -> "Training":  # fmt: skip
+        from forkpoint.training.components import Reference
+        from forkpoint.training.imitation import TextTraining, corpus_draw, pool_draw
+        from forkpoint.training.rl import RLTraining
+
+        key = Key.root(self.recipe.seed).child(stage.name)
+        if isinstance(stage, RLStage):
+            reference = None
+            if stage.divergence is not None:
+                reference = Reference(policy=self._parent_policy(stage), kind=stage.divergence.kind)
+            return RLTraining(
+                stage=stage, task=task, policy=policy, optimization=optimization, probe=probe, weights_changed=changed,
+                key=key, credit_rule=resolve("credit.rule", stage.credit.rule, CREDIT_RULES),
+                policy_loss=resolve("loss.name", stage.loss.name, LOSSES), reference=reference,
+            )  # fmt: skip
+        if stage.data.startswith("rollouts:"):
+            draw = pool_draw(self._rollout_pool(stage, task), stage, key)
+        else:
+            draw = corpus_draw(task, policy.texts, stage, key)
+        return TextTraining(stage=stage, policy=policy, optimization=optimization, draw=draw)
+
+    def _parent_policy(self, stage: RLStage | TextStage) -> "CausalPolicy":
+        from forkpoint.policies.folder import load_folder
+        from forkpoint.store import latest_checkpoint, stage_folder
+
+        spec = self.recipe.policy
+        source = None if stage.from_ == "policy" else latest_checkpoint(stage_folder(self.run, stage.from_))
+        return (
+            load_folder(source, dtype=spec.dtype, device=spec.device)
+            if source
+            else build_policy(self.recipe, self.origin)
+        )
+
+    def _rollout_pool(self, stage: TextStage, task: Task) -> list[Any]:
+        """Correct rollouts of the final policy of another stage."""
+        from forkpoint.policies.folder import load_folder
+        from forkpoint.store import latest_checkpoint, stage_folder
+        from forkpoint.training.imitation import correct_rollouts
+        from forkpoint.training.rollouts import SamplePlan
+
+        source = self.recipe.get_stage(stage.data.removeprefix("rollouts:"))
+        folder = latest_checkpoint(stage_folder(self.run, source.name))
+        if folder is None:
+            raise RecipeError(f"stage '{source.name}' has no checkpoint to sample from.")
+        teacher = load_folder(folder, dtype=self.recipe.policy.dtype, device=self.recipe.policy.device)
+        plan = SamplePlan(
+            key=Key.root(self.recipe.seed).child(stage.name, "teacher"),
+            stage=stage.name,
+            update=0,
+            group_size=1,
+            max_new_tokens=evaluation_budget(self.recipe, source),
+            temperature=source.temperature if isinstance(source, RLStage) else self.recipe.evaluation.temperature,
+        )
+        pool = correct_rollouts(task, teacher.texts, self._probe(teacher, task)[0], plan, count=stage.examples)
+        if not pool:
+            raise RecipeError(
+                f"stage '{stage.name}': none of {stage.examples} rollouts of '{source.name}' was correct."
+            )
+        return pool
+
+
+def evaluation_budget(recipe: Recipe, stage: RLStage | TextStage) -> int:
+    """Tokens of a rollout in the evaluations of a stage."""
+    if recipe.evaluation.max_new_tokens is not None:
+        return recipe.evaluation.max_new_tokens
+    if isinstance(stage, RLStage):
+        return stage.max_new_tokens
+    budgets = [other.max_new_tokens for other in recipe.stage if isinstance(other, RLStage)]
+    if not budgets:
+        raise RecipeError("[evaluation] max_new_tokens is missing: the recipe has no RL stage to take it from.")
+    return max(budgets)

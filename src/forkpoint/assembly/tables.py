@@ -1,0 +1,82 @@
+"""What a recipe may name: the tables, as lazy strings, and how a name becomes an object."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from forkpoint.config.load import validate
+from forkpoint.config.recipe import FolderPolicy
+from forkpoint.errors import RecipeError, unknown_name
+from forkpoint.tasks.protocol import Task
+
+TASKS: Mapping[str, str] = MappingProxyType(
+    {
+        "paths": "forkpoint.tasks.paths",
+        "keychain": "forkpoint.tasks.keychain",
+        "arithmetic": "forkpoint.tasks.arithmetic",
+        "countdown": "forkpoint.tasks.countdown",
+        "jsonl": "forkpoint.tasks.jsonl",
+        "gym": "forkpoint.tasks.gym",
+    }
+)
+"""Modules with `Settings` and `build(settings)`."""
+
+CREDIT_RULES: Mapping[str, str] = MappingProxyType(
+    {name: f"forkpoint.credit:{name}" for name in ("leave_one_out", "group_mean_std", "max_rl")}
+)
+LOSSES: Mapping[str, str] = MappingProxyType(
+    {name: f"forkpoint.losses:{name}" for name in ("reinforce", "clipped_surrogate", "dppo_tv")}
+)
+
+
+def resolve(where: str, name: str, table: Mapping[str, str]) -> Callable[..., Any]:
+    """The function of a name in a table, or of `package.module:function`."""
+    target = table.get(name, name)
+    module, colon, attribute = target.partition(":")
+    if not colon:
+        raise RecipeError(unknown_name(where, name, table))
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"{where} = '{name}' cannot be imported: {error}.") from None
+    if not callable(found):
+        raise RecipeError(f"{where} = '{name}' is no function.")
+    return found  # type: ignore[no-any-return]
+
+
+def build_task(table: Mapping[str, Any], *, where: str = "[task]", folder: Path | None = None) -> Task:
+    """The task of a `[task]` table; relative paths are seen from `folder`, the recipe's own."""
+    settings = dict(table)
+    name = settings.pop("name", None)
+    if not isinstance(name, str):
+        raise RecipeError(f"{where} name is missing; known: {', '.join(sorted(TASKS))}.")
+    if name.startswith("gym:"):
+        name, settings["dataset"] = "gym", name.removeprefix("gym:")
+    if ":" in name:
+        return resolve(f"{where} name", name, {})(**settings)  # type: ignore[no-any-return]
+    if name not in TASKS:
+        raise RecipeError(unknown_name(f"{where} name", name, TASKS))
+    module = importlib.import_module(TASKS[name])
+    if folder is not None and isinstance(settings.get("path"), str):
+        settings["path"] = str(folder / settings["path"])
+    task: Task = module.build(validate(module.Settings, settings, where=f"{where} {name}"))
+    return task
+
+
+def package_model(name: str) -> Path:
+    """The folder of a model shipped with the package."""
+    root = Path(str(resources.files("forkpoint"))) / "models"
+    known = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    if name not in known:
+        raise RecipeError(unknown_name("[policy] path = package", name, known))
+    return root / name
+
+
+def model_folder(policy: FolderPolicy, folder: Path) -> Path:
+    """Where the model of a recipe in `folder` lies."""
+    if policy.path.startswith("package:"):
+        return package_model(policy.path.removeprefix("package:"))
+    return folder / policy.path

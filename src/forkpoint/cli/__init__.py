@@ -1,0 +1,1 @@
+"""The command: each file parses, calls the library, prints."""

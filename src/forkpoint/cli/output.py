@@ -1,0 +1,90 @@
+"""What commands print: tables for people, JSON for programs.  Text of models is shown with control characters escaped."""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from forkpoint.config import Recipe
+from forkpoint.config.recipe import RLStage
+
+
+def visible(text: str) -> str:
+    """The text with control, surrogate and direction characters written as escapes, so a terminal only shows it."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else _escape(character) for character in text
+    )
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def print_json(value: Any) -> None:  # noqa: ANN401
+    """One JSON document on standard output; numbers that are not finite become null."""
+    sys.stdout.write(json.dumps(_finite(value), indent=2) + "\n")
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
+    """A table; the first column is left, the others right."""
+    table = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for place, header in enumerate(headers):
+        table.add_column(header, justify="left" if place == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(visible(cell)) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def print_arms(arms: Sequence[Any]) -> None:
+    """The arms of a run side by side."""
+    from forkpoint.report import arms_table
+
+    if not arms:
+        print("no stage has been evaluated yet")
+        return
+    headers, *rows = arms_table(arms)
+    print_table(headers, rows)
+
+
+def plan(recipe: Recipe) -> list[dict[str, Any]]:
+    """What each stage will do, with the most tokens that it may sample."""
+    stages = []
+    for stage in recipe.stage:
+        row: dict[str, Any] = {"name": stage.name, "kind": stage.kind, "from": stage.from_, "updates": stage.updates}
+        if isinstance(stage, RLStage):
+            batches = stage.updates // stage.updates_per_batch
+            row["rollouts"] = batches * stage.problems_per_update * stage.group_size
+            row["max_sampled_tokens"] = row["rollouts"] * stage.max_new_tokens
+        else:
+            row["texts"] = stage.updates * stage.batch_size
+        stages.append(row)
+    return stages
+
+
+def print_plan(recipe: Recipe, *, as_json: bool) -> None:
+    """The plan of a dry run."""
+    stages = plan(recipe)
+    if as_json:
+        print_json({"name": recipe.name, "ok": True, "stages": stages})
+        return
+    headers = ["stage", "kind", "from", "updates", "rollouts", "texts", "sampled tokens, at most"]
+    keys = ["name", "kind", "from", "updates", "rollouts", "texts", "max_sampled_tokens"]
+    print_table(
+        headers,
+        [[str(row.get(key, "")) for key in keys] for row in stages],
+        title=f"{recipe.name}: nothing wrong found",
+    )

@@ -1,0 +1,261 @@
+"""A recipe: a tree of stages, each starting from the weights of another.
+
+Defaults are the ones that have been run.  A field without a default must be given.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+class Strict(BaseModel):
+    """Frozen, no unknown keys, the docstring under a field is its description."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True, allow_inf_nan=False
+    )
+
+
+class TinyPolicy(Strict):
+    """A small decoder built from these sizes, with a tokenizer made from the task's alphabet."""
+
+    kind: Literal["tiny"]
+    shape: Literal["qwen3", "llama"] = "qwen3"
+    """Architecture; `qwen3` normalizes queries and keys, which learns look-ups several times faster."""
+    layers: Annotated[int, Field(ge=1, le=24)] = 3
+    """Decoder layers, 1 to 24."""
+    width: Annotated[int, Field(ge=8, le=1024)] = 96
+    """Hidden size, 8 to 1024; a multiple of `heads`."""
+    heads: Annotated[int, Field(ge=1, le=32)] = 4
+    """Attention heads, 1 to 32; `width / heads` must be even."""
+    context: Annotated[int, Field(ge=8, le=8192)] = 256
+    """Most tokens of a prompt and its rollout together, 8 to 8192."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the weights."""
+    device: str = "cpu"
+    """Where the policy lives: `cpu`, `cuda`, `cuda:1`."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "TinyPolicy":
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise ValueError(f"width = {self.width} must be an even multiple of heads = {self.heads}")
+        return self
+
+
+class LoRA(Strict):
+    """Low-rank adapters (arXiv 2106.09685); needs the extra `lora`."""
+
+    rank: Annotated[int, Field(ge=1, le=512)] = 16
+    """Rank of the adapters, 1 to 512."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """Scale of the adapters is alpha / rank."""
+    modules: str | tuple[str, ...] = "all-linear"
+    """Which modules get adapters."""
+
+
+class FolderPolicy(Strict):
+    """A causal language model in the Hugging Face format, in a local folder."""
+
+    kind: Literal["hf"]
+    path: str
+    """Folder, seen from the recipe's own; `package:NAME` is a model shipped with Forkpoint."""
+    lora: LoRA | None = None
+    """Train adapters instead of all weights."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format that the weights are loaded in, whatever the folder holds."""
+    device: str = "cpu"
+    """Where the policy lives: `cpu`, `cuda`, `cuda:1`."""
+
+
+class Credit(Strict):
+    """How rewards become one advantage per token."""
+
+    rule: str = "leave_one_out"
+    """`leave_one_out`, `group_mean_std`, `max_rl`, or `package.module:function`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword options of the rule."""
+
+
+class PolicyLoss(Strict):
+    """What the policy gradient minimizes."""
+
+    name: str = "reinforce"
+    """`reinforce`, `clipped_surrogate`, `dppo_tv`, or `package.module:function`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword options of the loss, such as `clip_high`."""
+
+
+class Divergence(Strict):
+    """A penalty on the distance to the policy that the stage started from."""
+
+    coefficient: Annotated[float, Field(gt=0)]
+    """Weight of the penalty, above 0."""
+    kind: Literal["sequence_k2", "token_k2"] = "sequence_k2"
+    """`sequence_k2` has the exact gradient of the sequence KL on-policy; `token_k2` holds the state distribution fixed."""
+
+
+class RewardRule(Strict):
+    """How a verdict becomes a reward."""
+
+    length_penalty: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Taken off for a rollout of full length, in proportion for shorter ones; 0 to 1."""
+
+
+class Evaluation(Strict):
+    """How stages are evaluated on held-out problems."""
+
+    problems: Annotated[int, Field(ge=1, le=100_000)] = 256
+    """Held-out problems of the evaluations during a stage, 1 to 100000."""
+    final_problems: Annotated[int, Field(ge=1, le=100_000)] = 512
+    """Held-out problems of the evaluation that ends a stage."""
+    samples: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Rollouts of each problem."""
+    temperature: Annotated[float, Field(ge=0, le=10)] = 1.0
+    """0 takes the most probable token."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Budget of a rollout in tokens; without it the stage's own, or the largest of the recipe's RL stages."""
+
+
+class StageBase(Strict):
+    """What every stage has."""
+
+    name: Name
+    """Letters, digits, `_`, `.`, `-`."""
+    from_: Name = Field(default="policy", alias="from")
+    """The stage whose weights this one starts with; `policy` is the policy as built or loaded."""
+    task: dict[str, Any] | None = None
+    """A task of this stage's own, instead of the recipe's."""
+    updates: Annotated[int, Field(ge=0, le=10_000_000)]
+    """Optimizer steps."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-4
+    """Peak step size of AdamW."""
+    warmup: Annotated[int, Field(ge=0)] = 20
+    """Updates of linear warm-up."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After warm-up; `linear` and `cosine` end at a tenth of the peak."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Decoupled weight decay."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    """Moment decay rates of AdamW."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this norm."""
+    max_batch_tokens: Annotated[int, Field(ge=16)] = 8192
+    """Most padded positions in one forward; changes memory and speed, never the gradient."""
+    evaluate_every: Annotated[int, Field(ge=0)] = 0
+    """Updates between evaluations; 0: only the one that ends the stage."""
+    checkpoint_every: Annotated[int, Field(ge=0)] = 0
+    """Updates between checkpoints; 0: only the one that ends the stage."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """How many checkpoints of the stage stay on disk."""
+
+
+class TextStage(StageBase):
+    """Pretraining or supervised fine-tuning: imitation of texts."""
+
+    kind: Literal["pretrain", "sft"]
+    data: str = ""
+    """A corpus of the task, or `rollouts:STAGE`: correct samples of a stage's final policy on training problems."""
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    """Texts per update."""
+    examples: Annotated[int, Field(ge=1)] = 4096
+    """How many rollouts `rollouts:STAGE` samples; its correct ones are the data."""
+
+    @model_validator(mode="after")
+    def _data_given(self) -> "TextStage":
+        if self.updates and not self.data:
+            raise ValueError("data is missing: name a corpus of the task or `rollouts:STAGE`")
+        return self
+
+
+class RLStage(StageBase):
+    """Reinforcement learning on verifiable rewards."""
+
+    kind: Literal["rl"]
+    problems_per_update: Annotated[int, Field(ge=1)] = 32
+    """Problems of one rollout batch."""
+    group_size: Annotated[int, Field(ge=2)] = 16
+    """Rollouts of each problem, at least 2: credit compares them with each other."""
+    max_new_tokens: Annotated[int, Field(ge=1)]
+    """Budget of a rollout in tokens."""
+    updates_per_batch: Annotated[int, Field(ge=1)] = 1
+    """Optimizer steps that share one rollout batch; above 1 the loss must be one with a trust region."""
+    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """Sampling temperature; training uses the same."""
+    truncated: Literal["wrong", "drop"] = "wrong"
+    """What a rollout that ran out of budget counts as."""
+    aggregation: Literal["token_mean", "constant", "sequence_mean", "prompt_mean"] = "token_mean"
+    """How token losses become one number; every denominator is global."""
+    credit: Credit = Credit()
+    loss: PolicyLoss = PolicyLoss()
+    divergence: Divergence | None = None
+    reward: RewardRule = RewardRule()
+    keep_rollouts: Annotated[str, Field(pattern=r"^(all|every:[1-9]\d*|sample:[1-9]\d*)$")] = "every:10"
+    """Which updates' rollouts the store keeps: `all`, `every:N`, or `sample:K` groups of each update."""
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> "RLStage":
+        if self.updates % self.updates_per_batch:
+            raise ValueError(
+                f"updates = {self.updates} must be a multiple of updates_per_batch = {self.updates_per_batch}"
+            )
+        if self.problems_per_update < self.updates_per_batch:
+            raise ValueError("problems_per_update must be at least updates_per_batch: every update takes whole groups")
+        return self
+
+
+Stage = Annotated[TextStage | RLStage, Field(discriminator="kind")]
+Policy = Annotated[TinyPolicy | FolderPolicy, Field(discriminator="kind")]
+
+
+class Recipe(Strict):
+    """A whole run."""
+
+    name: Name
+    """Names the run's folder."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Root of every random number of the run."""
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Threads of each process; part of the run's identity."""
+    processes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Independent stages that may run at the same time."""
+    slots: Annotated[int, Field(ge=1, le=65536)] = 256
+    """Rollouts decoded at once; changes memory and speed, never the rollouts."""
+    policy: Policy
+    task: dict[str, Any]
+    """`name` and the settings of a task: see `forkpoint task show NAME`."""
+    evaluation: Evaluation = Evaluation()
+    stage: Annotated[tuple[Stage, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _a_tree(self) -> "Recipe":
+        known = ["policy"]
+        for stage in self.stage:
+            if stage.name in known:
+                raise ValueError(f"[[stage]] name = '{stage.name}' is given twice (`policy` is taken)")
+            sources = [("from", stage.from_)]
+            if isinstance(stage, TextStage) and stage.data.startswith("rollouts:"):
+                sources.append(("data", stage.data.removeprefix("rollouts:")))
+            for key, source in sources:
+                if source not in known:
+                    raise ValueError(
+                        f"[[stage]] '{stage.name}': {key} = '{source}' is no earlier stage; known: {', '.join(known)}"
+                    )
+            known.append(stage.name)
+        return self
+
+    def get_stage(self, name: str) -> TextStage | RLStage:
+        """The stage of that name; KeyError when there is none."""
+        for stage in self.stage:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
+
+
+def sources(stage: TextStage | RLStage) -> tuple[str, ...]:
+    """The stages that must be done before this one, `policy` left out."""
+    names = [stage.from_]
+    if isinstance(stage, TextStage) and stage.data.startswith("rollouts:"):
+        names.append(stage.data.removeprefix("rollouts:"))
+    return tuple(name for name in dict.fromkeys(names) if name != "policy")

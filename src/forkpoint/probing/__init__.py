@@ -1,0 +1,1 @@
+"""What answers a probe with real policies, samplers and verifiers."""

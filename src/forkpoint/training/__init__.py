@@ -1,0 +1,1 @@
+"""The stages: the one place where weights change."""

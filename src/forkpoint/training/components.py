@@ -1,0 +1,92 @@
+"""One update's gradient: components summed over micro-batches, each already divided by its global count.
+
+The trainer sums components and knows no algorithm: a row's streams of weights say which terms it enters.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from forkpoint.batching import Row, TokenBatch, length_buckets, pad_rows, padding_share
+from forkpoint.losses import Loss
+from forkpoint.losses.divergence import sequence_k2, token_k2
+from forkpoint.losses.imitation import cross_entropy
+from forkpoint.policies.causal import CausalPolicy
+from forkpoint.records import LossOutput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """A frozen policy to stay near, and how the distance is charged."""
+
+    policy: CausalPolicy
+    kind: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """What an update minimizes: a policy-gradient loss, cross-entropy, a divergence, or a sum of them."""
+
+    policy_loss: Loss | None = None
+    imitation: bool = False
+    reference: Reference | None = None
+    temperature: float = 1.0
+
+
+def accumulate(policy: CausalPolicy, rows: Sequence[Row], objective: Objective, *, max_tokens: int) -> dict[str, float]:
+    """Adds the gradient of the whole update to the parameters; returns sums over the micro-batches.
+
+    Rows that carry no weight and no advantage are skipped: their gradient is zero, and the denominators already
+    count them.  Returned: `loss`, `trained_tokens`, `padding_share`, `entropy_sum` (nats) and the losses' own sums;
+    `mismatch_max` is the largest |log pi - log mu| (nats), 0 for text.
+    """
+    places = [place for place, row in enumerate(rows) if len(row.tokens) and _has_gradient(row, objective)]
+    lengths = [len(rows[place].tokens) for place in places]
+    buckets = length_buckets(lengths, max_tokens=max_tokens) if places else []
+    sums: dict[str, float] = defaultdict(float)
+    worst = 0.0
+    for bucket in buckets:
+        batch = pad_rows(rows, [places[place] for place in bucket], device=policy.device)
+        logprobs, entropy = policy.logprobs(batch, temperature=objective.temperature)
+        total = logprobs.sum() * 0.0
+        for name, output in _components(batch, logprobs, objective):
+            total = total + output.loss
+            sums[f"{name}_loss"] += float(output.loss.detach())
+            for key, value in output.diagnostics.items():
+                sums[key] += value
+        if total.requires_grad:
+            total.backward()
+        sums["loss"] += float(total.detach())
+        sums["entropy_sum"] += float(entropy.sum())
+        sums["trained_tokens"] += float(batch.loss_mask.sum())
+        if objective.policy_loss is not None:
+            gap = (logprobs.detach() - batch.behavior_logprobs).abs().masked_fill(~batch.loss_mask, 0.0)
+            worst = max(worst, float(gap.max()))
+    return {**sums, "mismatch_max": worst, "padding_share": padding_share(lengths, buckets) if buckets else 0.0}
+
+
+def _has_gradient(row: Row, objective: Objective) -> bool:
+    charged = objective.reference is not None
+    credited = objective.policy_loss is not None and bool(row.advantages.any())
+    imitated = objective.imitation and bool(row.imitation_weights.any())
+    return charged or credited or imitated
+
+
+def _components(batch: TokenBatch, logprobs: torch.Tensor, objective: Objective) -> list[tuple[str, LossOutput]]:
+    parts: list[tuple[str, LossOutput]] = []
+    if objective.policy_loss is not None:
+        output = objective.policy_loss(logprobs, batch.behavior_logprobs, batch.advantages, batch.policy_weights)
+        parts.append(("policy", output))
+    if objective.imitation:
+        parts.append(("imitation", cross_entropy(logprobs, batch.imitation_weights)))
+    if objective.reference is not None:
+        with torch.no_grad():
+            anchor, _ = objective.reference.policy.logprobs(batch, temperature=objective.temperature)
+        if objective.reference.kind == "token_k2":
+            weights = batch.divergence_weights[:, None] * batch.policy_weights
+            parts.append(("divergence", token_k2(logprobs, anchor, weights)))
+        else:
+            parts.append(("divergence", sequence_k2(logprobs, anchor, batch.loss_mask, batch.divergence_weights)))
+    return parts

@@ -1,0 +1,195 @@
+"""Reinforcement learning: one batch of rollouts, verified, rewarded, credited, and the updates made from it."""
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from forkpoint.batching import Row, sampled_row
+from forkpoint.config.recipe import RLStage
+from forkpoint.credit import CreditRule
+from forkpoint.losses import Loss, token_weights
+from forkpoint.policies.causal import CausalPolicy
+from forkpoint.probe import Probe
+from forkpoint.records import Batch, Credit, Group, Outcome, SampledExample
+from forkpoint.rewards import outcome_rewards
+from forkpoint.seeds import Key
+from forkpoint.tasks.protocol import Task, split_problems
+from forkpoint.training.components import Objective, Reference, accumulate
+from forkpoint.training.optimization import Optimization
+from forkpoint.training.rollouts import SamplePlan, judged_groups
+from forkpoint.training.unit import Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RLTraining:
+    """Everything that turns one rollout batch into `updates_per_batch` optimizer steps."""
+
+    stage: RLStage
+    task: Task
+    policy: CausalPolicy
+    optimization: Optimization
+    probe: Probe
+    weights_changed: Callable[[int], None]
+    """Tells the sampler the new version."""
+    key: Key
+    """Names the run and the stage."""
+    credit_rule: CreditRule
+    policy_loss: Loss
+    reference: Reference | None = None
+
+    def unit(self, update: int) -> list[Step]:
+        """The steps of the rollout batch whose first update is `update`."""
+        began = time.perf_counter()
+        groups, metrics = self._judged(update)
+        batch = Batch(groups=tuple(groups), update=update)
+        batch = _rewarded(batch, self.probe, self.stage)
+        credits = self.credit_rule(batch, self.probe, **self.stage.credit.options) if batch.groups else []
+        sampled = time.perf_counter()
+        steps = []
+        for part, (some, their) in enumerate(_parts(batch.groups, credits, self.stage.updates_per_batch)):
+            number = update + part
+            changes = self._update(number, some, their)
+            self.weights_changed(number)
+            ended = time.perf_counter()
+            seconds = {"sample_seconds": sampled - began if part == 0 else 0.0, "seconds": ended - began}
+            step = Step(
+                update=number,
+                metrics={**(metrics if part == 0 else {}), **_group_metrics(some, their), **changes, **seconds},
+                seconds=ended - began,
+                tokens=int(metrics["sampled_tokens"]) if part == 0 else 0,
+                # Rollouts carry the batch's first update, and are kept or rewound with it.
+                groups=batch.groups if part == 0 else (),
+                credits=tuple(credits) if part == 0 else (),
+            )
+            steps.append(step)
+            began = ended
+        return steps
+
+    def _judged(self, update: int) -> tuple[list[Group], dict[str, float]]:
+        """The verified groups without the rollouts that no verifier could judge or that were dropped."""
+        stage = self.stage
+        problems = split_problems(
+            self.task, self.key.child("problems", update), stage.problems_per_update, evaluation=False
+        )
+        plan = SamplePlan(
+            key=self.key.child("rollouts"),
+            stage=stage.name,
+            update=update,
+            group_size=stage.group_size,
+            max_new_tokens=stage.max_new_tokens,
+            temperature=stage.temperature,
+        )
+        groups = judged_groups(self.probe, self.task, self.policy.texts, problems, plan)
+        metrics = _rollout_metrics(groups)
+        kept = [_usable(group, drop_truncated=stage.truncated == "drop") for group in groups]
+        return [group for group in kept if len(group.rollouts) > 1], metrics
+
+    def _update(self, update: int, groups: Sequence[Group], credits: Sequence[Credit]) -> dict[str, float]:
+        rows = self._rows(groups, credits)
+        objective = Objective(policy_loss=self._loss, reference=self.reference, temperature=self.stage.temperature)
+        sums = accumulate(self.policy, rows, objective, max_tokens=self.stage.max_batch_tokens)
+        changes = self.optimization.step(update)
+        return {**_loss_metrics(sums), **changes}
+
+    def _loss(self, *terms: Any) -> Any:  # noqa: ANN401
+        return self.policy_loss(*terms, **self.stage.loss.options)
+
+    def _rows(self, groups: Sequence[Group], credits: Sequence[Credit]) -> list[Row]:
+        """Rows with their global weights: counted once over the whole update, before any split."""
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        prompt_ids = [place for place, group in enumerate(groups) for _ in group.rollouts]
+        weights = token_weights(
+            [rollout.loss_mask for rollout in rollouts],
+            prompt_ids,
+            aggregation=self.stage.aggregation,
+            constant_length=self.stage.max_new_tokens,
+        )
+        charge = self.stage.divergence.coefficient if self.stage.divergence else 0.0
+        share = charge if self.reference and self.reference.kind == "token_k2" else charge / max(1, len(rollouts))
+        return [
+            replace(
+                sampled_row(SampledExample(rollout=rollout, credit=credit)),
+                policy_weights=weight,
+                divergence_weight=share,
+            )
+            for rollout, credit, weight in zip(rollouts, credits, weights, strict=True)
+        ]
+
+
+def _usable(group: Group, *, drop_truncated: bool) -> Group:
+    """The group without rollouts that never become a reward."""
+    kept = [
+        (rollout, verdict)
+        for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True)
+        if verdict.usable and len(rollout.tokens) and not (drop_truncated and verdict.outcome is Outcome.TRUNCATED)
+    ]
+    return replace(group, rollouts=tuple(pair[0] for pair in kept), verdicts=tuple(pair[1] for pair in kept))
+
+
+def _rewarded(batch: Batch, probe: Probe, stage: RLStage) -> Batch:
+    rewards = iter(
+        outcome_rewards(batch, probe, length_penalty=stage.reward.length_penalty, max_new_tokens=stage.max_new_tokens)
+    )
+    groups = tuple(replace(group, rewards=tuple(next(rewards) for _ in group.rollouts)) for group in batch.groups)
+    return replace(batch, groups=groups)
+
+
+def _parts(
+    groups: Sequence[Group], credits: Sequence[Credit], parts: int
+) -> list[tuple[Sequence[Group], Sequence[Credit]]]:
+    """The groups dealt into equal runs, each with its credits."""
+    edges = np.linspace(0, len(groups), parts + 1).round().astype(int)
+    ends = np.cumsum([0] + [len(group.rollouts) for group in groups])
+    return [(groups[start:end], credits[ends[start] : ends[end]]) for start, end in itertools.pairwise(edges)]
+
+
+def _rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Means over all sampled rollouts, before any is dropped."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    verdicts = [verdict for group in groups for verdict in group.verdicts]
+    lengths = [int(rollout.loss_mask.sum()) for rollout in rollouts]
+    nats = -sum(float(rollout.behavior_logprobs[rollout.loss_mask].sum()) for rollout in rollouts)
+    count = max(1, len(rollouts))
+    return {
+        "correct": sum(verdict.correct is True for verdict in verdicts) / count,
+        "length": sum(lengths) / count,
+        "sampled_tokens": float(sum(lengths)),
+        "entropy": nats / max(1, sum(lengths)),
+        "truncated": sum(verdict.outcome is Outcome.TRUNCATED for verdict in verdicts) / count,
+        "unusable": sum(not verdict.usable for verdict in verdicts) / count,
+    }
+
+
+def _group_metrics(groups: Sequence[Group], credits: Sequence[Credit]) -> dict[str, float]:
+    """Means over what was trained on; `zero_variance` is the share of groups without any advantage."""
+    rewards = [reward.total for group in groups for reward in group.rewards]
+    place, idle = 0, 0
+    for group in groups:
+        mine = credits[place : place + len(group.rollouts)]
+        idle += not any(credit.advantages.any() for credit in mine)
+        place += len(group.rollouts)
+    return {
+        "reward": float(np.mean(rewards)) if rewards else 0.0,
+        "zero_variance": idle / max(1, len(groups)),
+        "groups": float(len(groups)),
+    }
+
+
+def _loss_metrics(sums: Mapping[str, float]) -> dict[str, float]:
+    """The update's metrics from its sums over micro-batches."""
+    tokens = max(1.0, sums.get("tokens", 0.0))
+    named = {
+        "loss": sums.get("loss", 0.0),
+        "clipped": sums.get("clipped_tokens", 0.0) / tokens,
+        "kl_to_behavior": sums.get("kl_k3_sum", 0.0) / tokens,
+        "mismatch_max": sums["mismatch_max"],
+        "padding_share": sums["padding_share"],
+        "trained_tokens": sums.get("trained_tokens", 0.0),
+    }
+    if "reference_k3_sum" in sums:
+        named["kl_to_reference"] = sums["reference_k3_sum"] / max(1.0, sums["reference_sequences"])
+    return named

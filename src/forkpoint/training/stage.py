@@ -1,0 +1,162 @@
+"""One stage from its first update to its last: resume, update, evaluate, record, checkpoint, stop."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from forkpoint.config.recipe import RLStage, TextStage
+from forkpoint.policies.causal import CausalPolicy
+from forkpoint.probe import Probe
+from forkpoint.records import Credit, Group, UpdateRecord
+from forkpoint.seeds import Key
+from forkpoint.store import (
+    RunWriter,
+    StageStatus,
+    checkpoint_path,
+    checkpoint_update,
+    clean_checkpoints,
+    latest_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+    stage_folder,
+)
+from forkpoint.training.evaluation import EvaluationPlan, evaluate
+from forkpoint.training.optimization import Optimization
+from forkpoint.training.unit import Step, Training
+
+KEPT_GROUPS = 64
+"""Groups of a stage's last evaluation that stay in the store as evidence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageContext:
+    """What a stage needs from outside; made by the assembly."""
+
+    run: Path
+    stage: RLStage | TextStage
+    key: Key
+    """Names the run and the stage."""
+    writer: RunWriter
+    parent: Path | None
+    """Checkpoint of the stage that this one starts from; None: the policy as built."""
+    load_policy: Callable[[Path | None, Path | None], CausalPolicy]
+    """The policy from (parent, own checkpoint)."""
+    make_probe: Callable[[CausalPolicy], tuple[Probe, Callable[[int], None]]]
+    """A probe of the policy, and what to call with the version when its weights have changed."""
+    make_training: Callable[[CausalPolicy, Optimization, Probe, Callable[[int], None]], Training]
+    plan: EvaluationPlan
+    final_plan: EvaluationPlan
+    identity: Mapping[str, object]
+    stop: Callable[[], bool]
+    """Asked between units; True ends the stage early with a checkpoint."""
+
+
+def run_stage(context: StageContext) -> StageStatus:
+    """DONE or STOPPED; everything else is raised, after the store was told."""
+    running = _Running(context)
+    try:
+        return running.run()
+    except BaseException as error:
+        context.writer.finish_stage(
+            context.stage.name, status=StageStatus.FAILED, message=f"{type(error).__name__}: {error}"[:500]
+        )
+        raise
+
+
+class _Running:
+    """The mutable part: policy, optimizer, and how far they are."""
+
+    def __init__(self, context: StageContext) -> None:
+        self.context, self.stage, self.writer = context, context.stage, context.writer
+        self.folder = stage_folder(context.run, self.stage.name)
+        clean_checkpoints(self.folder)
+        checkpoint = latest_checkpoint(self.folder, damaged=self._damaged)
+        self.done = self.previous = checkpoint_update(checkpoint) if checkpoint else 0
+        self.saved = self.done if checkpoint else -1
+        parent = context.parent.parent.name if context.parent else None
+        self.writer.begin_stage(self.stage.name, kind=self.stage.kind, parent=parent, updates_total=self.stage.updates)
+        self.writer.rewind(self.stage.name, self.done if checkpoint else -1)
+        self.policy = context.load_policy(context.parent, checkpoint)
+        self.optimization = Optimization(self.policy.model, self.stage)
+        if checkpoint:
+            self.optimization.load(checkpoint)
+        self.probe, self.weights_changed = context.make_probe(self.policy)
+        self.weights_changed(self.done)
+
+    def _damaged(self, error: Exception) -> None:
+        self.writer.event("damaged", str(error), stage=self.stage.name)
+
+    def run(self) -> StageStatus:
+        """Runs the units that are left."""
+        stage, context = self.stage, self.context
+        if self.done < stage.updates:
+            training = context.make_training(self.policy, self.optimization, self.probe, self.weights_changed)
+            if self.done == 0 and stage.evaluate_every:
+                self._evaluate(0)
+            while self.done < stage.updates:
+                if context.stop():
+                    self._checkpoint()
+                    self.writer.finish_stage(stage.name, status=StageStatus.STOPPED, message="stopped on request")
+                    return StageStatus.STOPPED
+                self._record(training.unit(self.done + 1))
+                if self._due(stage.checkpoint_every):
+                    self._checkpoint()
+        self._checkpoint()
+        self._evaluate(self.done, final=True)
+        self.writer.finish_stage(stage.name)
+        return StageStatus.DONE
+
+    def _record(self, steps: list[Step]) -> None:
+        stage = self.stage
+        for step in steps:
+            groups, credits = kept_rollouts(stage, step, self.context.key)
+            record = UpdateRecord(
+                stage=stage.name, update=step.update, metrics=step.metrics, seconds=step.seconds, tokens=step.tokens
+            )
+            self.writer.record(record, groups, credits)
+        self.previous, self.done = self.done, steps[-1].update
+        if self._due(stage.evaluate_every) and self.done < stage.updates:
+            self._evaluate(self.done)
+
+    def _due(self, every: int) -> bool:
+        """Whether a multiple of `every` lies in the unit that was just done."""
+        return bool(every) and self.done // every > self.previous // every
+
+    def _evaluate(self, update: int, *, final: bool = False) -> None:
+        plan = self.context.final_plan if final else self.context.plan
+        evaluation, metrics = evaluate(
+            self.probe, self.policy.texts, plan, stage=self.stage.name, update=update,
+            name="final" if final else "evaluate", keep=KEPT_GROUPS if final else 0,
+        )  # fmt: skip
+        self.writer.record_evaluation(self.stage.name, update, evaluation, metrics=metrics)
+
+    def _checkpoint(self) -> None:
+        if self.saved == self.done:
+            return
+
+        def write(folder: Path) -> None:
+            self.policy.save(folder)
+            self.optimization.save(folder, weights=self.policy.has_adapters)
+
+        state = {"stage": self.stage.name, "update": self.done, "identity": dict(self.context.identity)}
+        save_checkpoint(checkpoint_path(self.folder, self.done), write, state=state)
+        prune_checkpoints(self.folder, self.stage.keep_checkpoints)
+        self.saved = self.done
+
+
+def kept_rollouts(stage: RLStage | TextStage, step: Step, key: Key) -> tuple[list[Group], list[Credit]]:
+    """The groups of a step that the store keeps, with their credits, in their order."""
+    if not isinstance(stage, RLStage) or not step.groups:
+        return [], []
+    rule, _, number = stage.keep_rollouts.partition(":")
+    if rule == "every" and step.update % int(number) and step.update != 1:
+        return [], []
+    chosen = range(len(step.groups))
+    if rule == "sample":
+        order = key.child("keep", step.update).generator().permutation(len(step.groups))
+        chosen = sorted(order[: int(number)].tolist())
+    starts = [0]
+    for group in step.groups:
+        starts.append(starts[-1] + len(group.rollouts))
+    credits = [credit for place in chosen for credit in step.credits[starts[place] : starts[place + 1]]]
+    return [step.groups[place] for place in chosen], credits
