@@ -113,7 +113,7 @@ def _sampled_tokens(reader: RunReader, stage: StageRecord) -> int:
 def _arm(stage: StageRecord, evaluation: EvaluationArrays, budget: int, sampled_tokens: int) -> Arm:
     key = Key.root(0).child("report", stage.name)
     names, shares = problem_means(evaluation, evaluation.correct)
-    _, moves = problem_means(evaluation, restricted(evaluation.length, evaluation.correct, budget))
+    _, moves = problem_means(evaluation, restricted(evaluation.length.astype(np.float64), evaluation.correct, budget))
     left, left_interval = _left_branches(evaluation, key.child("left"))
     return Arm(
         name=stage.name,
@@ -185,6 +185,6 @@ def arms_table(found: Sequence[Arm]) -> list[list[str]]:
     for arm in found:
         row = [arm.name, f"{arm.solve_rate:.3f}", f"{arm.interval[0]:.3f} to {arm.interval[1]:.3f}", f"{arm.moves:.1f}"]
         if branches:
-            row.append("–" if arm.left_wrong_branch is None else f"{arm.left_wrong_branch:.3f}")
+            row.append("-" if arm.left_wrong_branch is None else f"{arm.left_wrong_branch:.3f}")
         rows.append([*row, str(arm.updates), f"{arm.seconds:.0f}"])
     return [headings, *rows]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from forkpoint.report.curves import SHARES, Curve, Lengths, Line
+from forkpoint.report.text import visible
 
 WIDTH = 360.0
 SLOTS = 8
@@ -67,12 +68,14 @@ def element(tag: str, *children: str, **attributes: object) -> Markup:
         Markup(' {}="{}"').format(name.rstrip("_").replace("_", "-"), _short(value))
         for name, value in attributes.items()
     )
-    inner = Markup("").join(children)
+    inner = Markup("").join(child if isinstance(child, Markup) else visible(child) for child in children)
     return Markup("<{}{}>{}</{}>").format(Markup(tag), pairs, inner, Markup(tag))
 
 
 def _short(value: object) -> object:
-    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
+    if isinstance(value, float):
+        return f"{value:.2f}".rstrip("0").rstrip(".")
+    return visible(value) if isinstance(value, str) else value
 
 
 def drawing(height: float, label: str, *children: str) -> Markup:
@@ -147,10 +150,10 @@ def _axes(frame: Frame, x_title: str, y_title: str, *, whole: bool = True) -> li
     return parts
 
 
-def line_chart(curve: Curve, *, x_title: str = "update") -> Markup:
-    """A line for each stage, with a band or bars where there are intervals, and dots where points are few."""
-    top = max([max(line.updates) for line in curve.lines] + [1.0])
-    frame = Frame(left=40, right=WIDTH - 8, top=24, bottom=170, x=(0.0, top), y=_limits(curve))
+def line_chart(curve: Curve, *, last: float, x_title: str = "update") -> Markup:
+    """A line for each stage up to the update `last`, with bands or bars where there are intervals, dots where few."""
+    top = max([max(line.updates) for line in curve.lines] + [last, 1.0])
+    frame = Frame(left=40, right=WIDTH - 14, top=24, bottom=170, x=(0.0, top), y=_limits(curve))
     body = [part for line in curve.lines for part in _stage_line(frame, line)]
     stages = ", ".join(line.stage for line in curve.lines)
     return drawing(204, f"{curve.title} against updates for {stages}", *_axes(frame, x_title, curve.unit), *body)
@@ -188,9 +191,9 @@ def _stage_line(frame: Frame, line: Line) -> list[Markup]:
 def dot_chart(rows: Sequence[Dot], *, title: str, limits: tuple[float, float]) -> Markup:
     """A row for each arm: its value as a dot, its interval as a bar, the value in words at the right."""
     longest = max((len(_clip(row.label)) for row in rows), default=0)
-    bottom = 26.0 + 24.0 * len(rows)
+    bottom = 8.0 + 24.0 * len(rows)
     frame = Frame(
-        left=14 + 6.6 * longest, right=WIDTH - 52, top=22, bottom=bottom, x=limits, y=(0.0, float(max(1, len(rows))))
+        left=14 + 6.6 * longest, right=WIDTH - 52, top=4, bottom=bottom, x=limits, y=(0.0, float(max(1, len(rows))))
     )
     parts = []
     for tick in nice_ticks(*limits):
@@ -199,7 +202,7 @@ def dot_chart(rows: Sequence[Dot], *, title: str, limits: tuple[float, float]) -
     parts.append(_line(frame.left, bottom, frame.right, bottom, "axis"))
     parts.append(_text(title, frame.right, bottom + 30, "end", "title"))
     for place, row in enumerate(rows):
-        parts += _dot_row(frame, row, 36.0 + 24.0 * place)
+        parts += _dot_row(frame, row, 18.0 + 24.0 * place)
     return drawing(bottom + 36, f"{title} of each arm", *parts)
 
 
@@ -211,7 +214,7 @@ def _dot_row(frame: Frame, row: Dot, y: float) -> list[Markup]:
         low, high = row.interval
         told += f", 95 % interval {low:.3g} to {high:.3g}"
         parts.append(_line(frame.at_x(low), y, frame.at_x(high), y, f"whisker {color}"))
-    dot = element("circle", element("title", told), cx=frame.at_x(row.value), cy=y, r=4.5, class_=f"dot {color}")
+    dot = element("circle", element("title", told), cx=frame.at_x(row.value), cy=y, r=3.8, class_=f"dot {color}")
     shown = _text(row.shown, WIDTH - 2, y + 4, "end", "value")
     if row.anchor is not None:
         shown = element("a", shown, href=f"#{row.anchor}")
@@ -225,7 +228,7 @@ def _clip(label: str, limit: int = 18) -> str:
 def length_chart(lengths: Lengths, *, top: float) -> Markup:
     """Bars of the shares of samples by length, solved below unsolved; `top` is the end of the upright axis."""
     high = lengths.edges[-1]
-    frame = Frame(left=40, right=WIDTH - 8, top=24, bottom=140, x=(-0.5, high), y=(0.0, top))
+    frame = Frame(left=40, right=WIDTH - 14, top=24, bottom=140, x=(-0.5, high), y=(0.0, top))
     parts = _axes(frame, f"length, {lengths.unit}", "share of samples")
     for place, (solved, unsolved) in enumerate(zip(lengths.solved, lengths.unsolved, strict=True)):
         left, right = frame.at_x(lengths.edges[place]) + 0.6, frame.at_x(lengths.edges[place + 1]) - 0.6

@@ -13,7 +13,7 @@ from forkpoint.store import RunReader
 
 MAX_POINTS = 120
 """Points of a line; more updates than this are averaged in stretches of equal length."""
-MAX_BINS = 24
+MAX_BINS = 32
 """Bars of a length histogram."""
 
 METRICS = (
@@ -61,7 +61,7 @@ class Curve:
         stretch = max(line.stretch for line in self.lines)
         dropped = sum(line.dropped for line in self.lines)
         notes = [f"each point is the mean of up to {stretch} updates"] if stretch > 1 else []
-        notes += [f"{dropped} values were not finite and are left out"] if dropped else []
+        notes += [f"values left out because they are not finite: {dropped}"] if dropped else []
         return "; ".join(notes)
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,11 @@ def shorten(text: str, limit: int) -> str:
 def split_evenly(text: str, parts: int) -> list[str]:
     """The text in `parts` pieces of about one length, for tokens whose own texts are unknown.
 
-    >>> split_evenly("abcdef", 4)
-    ['ab', 'c', 'de', 'f']
+    >>> split_evenly("abcdef", 3)
+    ['ab', 'cd', 'ef']
     """
     edges = [round(place * len(text) / parts) for place in range(parts + 1)] if parts else [0]
-    return [text[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [text[start:end] for start, end in pairwise(edges)]
 
 
 def token_texts(run: Path) -> dict[int, str]:
