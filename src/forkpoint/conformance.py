@@ -65,9 +65,8 @@ def check_task(task: Task, *, count: int = 200, seed: int = 0) -> TaskCheck:
         verdict = task.verify(problem, written_rollout(problem, task.solve(problem)))
         accepted += verdict.correct is True
         if not verdict.correct:
-            faults.append(
-                f"{problem.key}: the reference answer {task.solve(problem)[:60]!r} is {verdict.outcome}: {verdict.reason}"
-            )
+            answer = task.solve(problem)[:60]
+            faults.append(f"{problem.key}: the reference answer {answer!r} is {verdict.outcome}: {verdict.reason}")
         for answer in (*task.wrong_answers(problem), *(HOSTILE if index < 3 else ())):
             wrong += 1
             judged = task.verify(problem, written_rollout(problem, answer))

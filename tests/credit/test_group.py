@@ -7,10 +7,11 @@ import math
 
 import numpy as np
 import pytest
+from credit_examples import group
 
 from forkpoint.credit import CREDIT_RULES
 from forkpoint.credit.group import group_mean_std_advantages, leave_one_out_advantages, max_rl_advantages
-from forkpoint.records import Batch, Group, Outcome, Problem, Reward, Rollout, StopReason, Verdict
+from forkpoint.records import Batch
 
 ADVANTAGES = {
     "leave_one_out": leave_one_out_advantages,
@@ -19,36 +20,8 @@ ADVANTAGES = {
 }
 
 
-def rollout(name, mask):
-    return Rollout(
-        id=name,
-        group_id="g",
-        stage="rl",
-        update=0,
-        index=0,
-        problem_key="0",
-        prompt_tokens=np.zeros(1, np.int32),
-        tokens=np.zeros(len(mask), np.int32),
-        behavior_logprobs=np.zeros(len(mask), np.float32),
-        loss_mask=np.array(mask, bool),
-        temperature=1.0,
-        text="",
-        stop_reason=StopReason.EOS,
-        seed="0",
-    )
-
-
-def group(rewards, masks):
-    return Group(
-        problem=Problem(task="t", key="ab", prompt="", answer=""),
-        rollouts=tuple(rollout(str(i), mask) for i, mask in enumerate(masks)),
-        verdicts=(Verdict(outcome=Outcome.WRONG, correct=False),) * len(masks),
-        rewards=tuple(Reward(total=reward) for reward in rewards),
-    )
-
-
 def test_table():
-    assert set(CREDIT_RULES) == set(ADVANTAGES)
+    assert set(CREDIT_RULES) == {*ADVANTAGES, "survivors"}
 
 
 def test_leave_one_out_by_hand():

@@ -34,11 +34,11 @@ def build_policy(recipe: Recipe, folder: Path) -> "CausalPolicy":
         return load_folder(model_folder(spec, folder), dtype=spec.dtype, device=spec.device)
     alphabet = shared_alphabet(recipe, folder)
     tokenizer = alphabet_tokenizer(alphabet)
-    model = build_decoder(
+    model: Any = build_decoder(
         shape=spec.shape, vocabulary=len(tokenizer), layers=spec.layers, width=spec.width, heads=spec.heads,
         context=spec.context, key=Key.root(recipe.seed).child("policy"),
     )  # fmt: skip
-    return CausalPolicy(model.to(DTYPES[spec.dtype]), Texts(tokenizer), device=spec.device)
+    return CausalPolicy(model.to(dtype=DTYPES[spec.dtype]), Texts(tokenizer), device=spec.device)
 
 
 def shared_alphabet(recipe: Recipe, folder: Path) -> str:
@@ -71,8 +71,6 @@ class Assembly:
 
     def stage_context(self, name: str, writer: "RunWriter", stop: Callable[[], bool]) -> "StageContext":
         """Everything that the stage of this name needs."""
-        from forkpoint.policies.folder import load_folder
-        from forkpoint.store import latest_checkpoint, stage_folder
         from forkpoint.training.evaluation import EvaluationPlan
         from forkpoint.training.stage import StageContext
 
@@ -82,13 +80,7 @@ class Assembly:
 
         def policy(parent: Path | None, checkpoint: Path | None) -> "CausalPolicy":
             lora = recipe.policy.lora if isinstance(recipe.policy, FolderPolicy) else None
-            source = parent if lora is not None or checkpoint is None else checkpoint
-            spec = recipe.policy
-            loaded = (
-                load_folder(source, dtype=spec.dtype, device=spec.device)
-                if source
-                else build_policy(recipe, self.origin)
-            )
+            loaded = self._policy(parent if lora is not None or checkpoint is None else checkpoint)
             return loaded if lora is None else self.with_adapters(loaded, name)
 
         def training(
@@ -96,9 +88,6 @@ class Assembly:
         ) -> "Training":
             return self._training(stage, task, policy, optimization, probe, changed)
 
-        parent = None
-        if stage.from_ != "policy":
-            parent = latest_checkpoint(stage_folder(self.run, stage.from_))
         plans = [
             EvaluationPlan(
                 task=task,
@@ -111,10 +100,29 @@ class Assembly:
             for count in (recipe.evaluation.problems, recipe.evaluation.final_problems)
         ]
         return StageContext(
-            run=self.run, stage=stage, key=key, writer=writer, parent=parent, load_policy=policy,
+            run=self.run, stage=stage, key=key, writer=writer, parent=self._parent(stage), load_policy=policy,
             make_probe=lambda made: self._probe(made, task), make_training=training, plan=plans[0],
             final_plan=plans[1], identity=run_identity(recipe), stop=stop,
         )  # fmt: skip
+
+    def _policy(self, folder: Path | None) -> "CausalPolicy":
+        """The policy in a checkpoint, or as built where there is none."""
+        from forkpoint.policies.folder import load_folder
+
+        if folder is None:
+            return build_policy(self.recipe, self.origin)
+        return load_folder(folder, dtype=self.recipe.policy.dtype, device=self.recipe.policy.device)
+
+    def _parent(self, stage: RLStage | TextStage) -> Path | None:
+        return None if stage.from_ == "policy" else self._final_checkpoint(stage.from_)
+
+    def _final_checkpoint(self, name: str) -> Path:
+        """Where the last weights of a finished stage lie; no earlier ones stand in for them."""
+        from forkpoint.store import checkpoint_path, stage_folder, verify_checkpoint
+
+        path = checkpoint_path(stage_folder(self.run, name), self.recipe.get_stage(name).updates)
+        verify_checkpoint(path)
+        return path
 
     def task(self, stage: RLStage | TextStage) -> Task:
         """The task of a stage."""
@@ -156,7 +164,7 @@ class Assembly:
         if isinstance(stage, RLStage):
             reference = None
             if stage.divergence is not None:
-                reference = Reference(policy=self._parent_policy(stage), kind=stage.divergence.kind)
+                reference = Reference(policy=self._policy(self._parent(stage)), kind=stage.divergence.kind)
             return RLTraining(
                 stage=stage, task=task, policy=policy, optimization=optimization, probe=probe, weights_changed=changed,
                 key=key, credit_rule=resolve("credit.rule", stage.credit.rule, CREDIT_RULES),
@@ -168,30 +176,13 @@ class Assembly:
             draw = corpus_draw(task, policy.texts, stage, key)
         return TextTraining(stage=stage, policy=policy, optimization=optimization, draw=draw)
 
-    def _parent_policy(self, stage: RLStage | TextStage) -> "CausalPolicy":
-        from forkpoint.policies.folder import load_folder
-        from forkpoint.store import latest_checkpoint, stage_folder
-
-        spec = self.recipe.policy
-        source = None if stage.from_ == "policy" else latest_checkpoint(stage_folder(self.run, stage.from_))
-        return (
-            load_folder(source, dtype=spec.dtype, device=spec.device)
-            if source
-            else build_policy(self.recipe, self.origin)
-        )
-
     def _rollout_pool(self, stage: TextStage, task: Task) -> list[Any]:
         """Correct rollouts of the final policy of another stage."""
-        from forkpoint.policies.folder import load_folder
-        from forkpoint.store import latest_checkpoint, stage_folder
         from forkpoint.training.imitation import correct_rollouts
         from forkpoint.training.rollouts import SamplePlan
 
         source = self.recipe.get_stage(stage.data.removeprefix("rollouts:"))
-        folder = latest_checkpoint(stage_folder(self.run, source.name))
-        if folder is None:
-            raise RecipeError(f"stage '{source.name}' has no checkpoint to sample from.")
-        teacher = load_folder(folder, dtype=self.recipe.policy.dtype, device=self.recipe.policy.device)
+        teacher = self._policy(self._final_checkpoint(source.name))
         plan = SamplePlan(
             key=Key.root(self.recipe.seed).child(stage.name, "teacher"),
             stage=stage.name,

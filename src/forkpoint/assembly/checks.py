@@ -4,13 +4,15 @@ import inspect
 import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType, NoneType
+from typing import TYPE_CHECKING, Any, get_args
 
 from forkpoint.assembly.build import Assembly, build_policy, evaluation_budget
 from forkpoint.assembly.tables import CREDIT_RULES, LOSSES, resolve
 from forkpoint.config.recipe import FolderPolicy, Recipe, RLStage, TextStage
+from forkpoint.conformance import written_rollout
 from forkpoint.errors import ModelError, RecipeError, TaskError, unknown_name
-from forkpoint.records import Problem
+from forkpoint.records import Batch, Group, Outcome, Problem, Reward, Verdict
 from forkpoint.seeds import Key
 from forkpoint.tasks.protocol import Finite, Task, split_problems
 
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
 
 PROBED = 32
 """Problems and texts of an endless task that are tried."""
+_PLAIN: Mapping[Any, tuple[type, ...]] = MappingProxyType(
+    {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
+)
+"""Types that an option may declare, and those of the values that fit."""
 
 
 def check_recipe(recipe: Recipe, origin: Path, run: Path) -> None:
@@ -31,11 +37,23 @@ def check_recipe(recipe: Recipe, origin: Path, run: Path) -> None:
         if isinstance(stage, RLStage):
             _check_rules(stage)
     tasks = {stage.name: assembly.task(stage) for stage in recipe.stage}
+    check_device(recipe.policy.device)
     policy = build_policy(recipe, origin)
     if isinstance(recipe.policy, FolderPolicy) and recipe.policy.lora is not None:
         assembly.with_adapters(policy, "check")
     for stage in recipe.stage:
         _check_stage(recipe, stage, tasks[stage.name], policy)
+
+
+def check_device(device: str) -> None:
+    """Raises RecipeError when torch cannot compute on a device of this name here."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        line = str(error).splitlines()[0].rstrip(".")
+        raise RecipeError(f"[policy] device = '{device}' cannot be used here: {line}.") from None
 
 
 def _check_rules(stage: RLStage) -> None:
@@ -46,6 +64,7 @@ def _check_rules(stage: RLStage) -> None:
     _check_options(f"{where}: credit.options", rule, stage.credit.options)
     loss = resolve(f"{where}: loss.name", stage.loss.name, LOSSES)
     _check_options(f"{where}: loss.options", loss, stage.loss.options)
+    _try_rules(where, stage, rule, loss)
     if stage.credit.rule == "max_rl" and stage.reward.length_penalty:
         raise RecipeError(f"{where}: max_rl needs rewards of at least 0, so reward.length_penalty must be 0.")
     if stage.updates_per_batch > 1 and stage.loss.name in LOSSES and stage.loss.name not in OFF_POLICY_LOSSES:
@@ -56,13 +75,36 @@ def _check_rules(stage: RLStage) -> None:
 
 
 def _check_options(where: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(function).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+    """Every option is a keyword of the function, of the plain type that it declares."""
+    parameters = inspect.signature(function).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
-    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    for name in options:
+    known = {name: item for name, item in parameters.items() if item.kind is item.KEYWORD_ONLY}
+    for name, value in options.items():
         if name not in known:
             raise RecipeError(unknown_name(where, name, known))
+        declared = get_args(known[name].annotation) or (known[name].annotation,)
+        kinds = [kind for kind in declared if kind is not NoneType]
+        if all(kind in _PLAIN for kind in kinds) and not any(type(value) in _PLAIN[kind] for kind in kinds):
+            raise RecipeError(f"{where}.{name} = {value!r} must be {' or '.join(kind.__name__ for kind in kinds)}.")
+
+
+def _try_rules(where: str, stage: RLStage, rule: Callable[..., Any], loss: Callable[..., Any]) -> None:
+    """Calls our own rules once, on next to nothing, so that they refuse options out of bounds before training."""
+    import torch
+
+    problem = Problem(task="check", key="0", prompt="", answer="")
+    rollouts = tuple(written_rollout(problem, "x") for _ in range(2))
+    verdicts = tuple(Verdict(outcome=Outcome.WRONG, correct=False) for _ in rollouts)
+    group = Group(problem=problem, rollouts=rollouts, verdicts=verdicts, rewards=(Reward(total=1.0), Reward(total=0.0)))
+    number = torch.zeros(1, 1)
+    try:
+        if stage.credit.rule in CREDIT_RULES:
+            rule(Batch(groups=(group,), update=0), None, **stage.credit.options)
+        if stage.loss.name in LOSSES:
+            loss(number, number, number, number, **stage.loss.options)
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from None
 
 
 def _check_stage(recipe: Recipe, stage: RLStage | TextStage, task: Task, policy: "CausalPolicy") -> None:
@@ -76,23 +118,27 @@ def _check_stage(recipe: Recipe, stage: RLStage | TextStage, task: Task, policy:
     for name, problems in (("training", train), ("evaluation", held_out)):
         if not problems:
             raise TaskError(f"{where}: the task {task.name} has no {name} problem.")
-    budget = evaluation_budget(recipe, stage)
-    _check_prompts(where, task, policy, train if isinstance(stage, RLStage) else [], stage)
     for problem in held_out:
-        _check_length(where, task, policy, problem, budget)
-    if isinstance(stage, TextStage) and stage.updates and not stage.data.startswith("rollouts:"):
+        check_length(where, task, policy, problem, evaluation_budget(recipe, stage))
+    budget = _sampling_budget(recipe, stage)
+    if budget is not None:
+        for problem in train:
+            check_length(where, task, policy, problem, budget)
+    elif isinstance(stage, TextStage) and stage.data:
         _check_corpus(where, stage, task, policy, key)
 
 
-def _check_prompts(
-    where: str, task: Task, policy: "CausalPolicy", problems: list[Problem], stage: RLStage | TextStage
-) -> None:
+def _sampling_budget(recipe: Recipe, stage: RLStage | TextStage) -> int | None:
+    """Most tokens of the rollouts on training problems that a stage learns from; None for one of texts alone."""
     if isinstance(stage, RLStage):
-        for problem in problems:
-            _check_length(where, task, policy, problem, stage.max_new_tokens)
+        return stage.max_new_tokens
+    if not stage.data.startswith("rollouts:"):
+        return None
+    return evaluation_budget(recipe, recipe.get_stage(stage.data.removeprefix("rollouts:")))
 
 
-def _check_length(where: str, task: Task, policy: "CausalPolicy", problem: Problem, budget: int) -> None:
+def check_length(where: str, task: Task, policy: "CausalPolicy", problem: Problem, budget: int) -> None:
+    """Raises a ForkpointError when a rollout of `budget` tokens of this problem does not fit the task or the model."""
     fixed = getattr(task, "budget", None)
     if fixed is not None and fixed(problem) != budget:
         raise RecipeError(

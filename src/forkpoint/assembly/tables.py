@@ -1,6 +1,7 @@
 """What a recipe may name: the tables, as lazy strings, and how a name becomes an object."""
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -25,7 +26,7 @@ TASKS: Mapping[str, str] = MappingProxyType(
 """Modules with `Settings` and `build(settings)`."""
 
 CREDIT_RULES: Mapping[str, str] = MappingProxyType(
-    {name: f"forkpoint.credit:{name}" for name in ("leave_one_out", "group_mean_std", "max_rl")}
+    {name: f"forkpoint.credit:{name}" for name in ("leave_one_out", "group_mean_std", "max_rl", "survivors")}
 )
 LOSSES: Mapping[str, str] = MappingProxyType(
     {name: f"forkpoint.losses:{name}" for name in ("reinforce", "clipped_surrogate", "dppo_tv")}
@@ -40,11 +41,11 @@ def resolve(where: str, name: str, table: Mapping[str, str]) -> Callable[..., An
         raise RecipeError(unknown_name(where, name, table))
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise RecipeError(f"{where} = '{name}' cannot be imported: {error}.") from None
     if not callable(found):
         raise RecipeError(f"{where} = '{name}' is no function.")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def build_task(table: Mapping[str, Any], *, where: str = "[task]", folder: Path | None = None) -> Task:
@@ -56,13 +57,23 @@ def build_task(table: Mapping[str, Any], *, where: str = "[task]", folder: Path 
     if name.startswith("gym:"):
         name, settings["dataset"] = "gym", name.removeprefix("gym:")
     if ":" in name:
-        return resolve(f"{where} name", name, {})(**settings)  # type: ignore[no-any-return]
+        return _outside_task(f"{where} name", name, settings)
     if name not in TASKS:
         raise RecipeError(unknown_name(f"{where} name", name, TASKS))
     module = importlib.import_module(TASKS[name])
     if folder is not None and isinstance(settings.get("path"), str):
         settings["path"] = str(folder / settings["path"])
     task: Task = module.build(validate(module.Settings, settings, where=f"{where} {name}"))
+    return task
+
+
+def _outside_task(where: str, name: str, settings: Mapping[str, Any]) -> Task:
+    build = resolve(where, name, {})
+    try:
+        inspect.signature(build).bind(**settings)
+    except TypeError as error:
+        raise RecipeError(f"{where} = '{name}': {error}.") from None
+    task: Task = build(**settings)
     return task
 
 

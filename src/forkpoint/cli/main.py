@@ -13,25 +13,36 @@ app = App(
     version=forkpoint.__version__,
     result_action="return_value",
     exit_on_error=False,
+    print_error=False,
     suppress_keyboard_interrupt=False,
 )
-app.command("forkpoint.cli.run:run", name="run")
-app.command("forkpoint.cli.evaluate:evaluate", name="evaluate")
-app.command("forkpoint.cli.report:report", name="report")
-app.command("forkpoint.cli.export:export", name="export")
-app.command("forkpoint.cli.task:app", name="task")
+COMMANDS = {
+    "run": ("run:run", "Run a recipe with live progress."),
+    "evaluate": ("evaluate:evaluate", "Measure a model on held-out problems."),
+    "report": ("report:report", "Write the report of a run again and print its arms."),
+    "export": ("export:export", "Leave with a model or with the rollouts."),
+    "task": ("task:app", "Look at problems, check a verifier, play by hand."),
+}
+"""Where each command is, in this package, and what it does: said here too, so that --help imports nothing."""
+
+for place, (name, (target, about)) in enumerate(COMMANDS.items()):
+    app.command(f"forkpoint.cli.{target}", name=name, help=about, sort_key=place)
 
 
 def main() -> None:
     """Runs the command line; exits 0 done, 1 the check failed, 2 the user's mistake, 130 and 143 on signals."""
     from cyclopts import CycloptsError
 
+    from forkpoint.cli.output import print_error
+
     try:
         code = app(sys.argv[1:])
-    except CycloptsError:
+    except CycloptsError as error:
+        error.verbose = False
+        print_error(str(error))
         sys.exit(2)
     except ForkpointError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(str(error))
         sys.exit(2)
     except BrokenPipeError:
         sys.stderr.close()

@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for programs.  Text of models is shown with control characters escaped."""
+"""What commands print: tables for people, JSON for programs; control characters in texts are escaped."""
 
 import json
 import sys
@@ -24,28 +24,36 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
+def print_error(message: str) -> None:
+    """One line on standard error, whatever the message holds."""
+    print(f"error: {visible(' '.join(message.split()))}", file=sys.stderr, flush=True)
+
+
 def print_json(value: Any) -> None:  # noqa: ANN401
     """One JSON document on standard output; numbers that are not finite become null."""
-    sys.stdout.write(json.dumps(_finite(value), indent=2) + "\n")
+    sys.stdout.write(json.dumps(finite(value), indent=2) + "\n")
 
 
-def _finite(value: Any) -> Any:  # noqa: ANN401
+def finite(value: Any) -> Any:  # noqa: ANN401
+    """The value with null for every number that is not finite, which JSON cannot hold."""
     if isinstance(value, float):
         return value if value == value and abs(value) != float("inf") else None
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
-    """A table; the first column is left, the others right."""
-    table = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    """A table; the first column and one of sentences are left, the others right."""
+    table = Table(header_style="bold", box=None, pad_edge=False)
     for place, header in enumerate(headers):
-        table.add_column(header, justify="left" if place == 0 else "right", overflow="fold")
+        table.add_column(header, justify="left" if place == 0 or header == "about" else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(visible(cell)) for cell in row))
+    if title:
+        print(visible(title))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 

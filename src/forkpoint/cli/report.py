@@ -1,15 +1,13 @@
 """`forkpoint report`: the page of a run, made again from its database."""
 
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
+from forkpoint.cli.options import Json
 from forkpoint.cli.output import print_arms, print_json
 from forkpoint.store import RunReader
 
 
-def report(*runs: Path, json_: Annotated[bool, Parameter(name="--json", negative="")] = False) -> int:
+def report(*runs: Path, json_: Json = False) -> int:
     """Write `report.html` into run folders and print their arms.
 
     Parameters

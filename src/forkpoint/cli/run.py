@@ -8,31 +8,31 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
-
-from cyclopts import Parameter
 
 from forkpoint.assembly import run_identity
-from forkpoint.cli.output import print_arms, print_json
+from forkpoint.cli.options import Flag, Json, Settings
+from forkpoint.cli.output import print_arms, print_error, print_json, print_plan, visible
+from forkpoint.cli.worker import EXIT_STOPPED, EXIT_TERMINATED, SIGNALS
 from forkpoint.config import Recipe, load_recipe, recipe_to_toml
 from forkpoint.errors import RecipeError, StoreError
-from forkpoint.files import RunLock, write_text_atomic
+from forkpoint.files import RunLock, connect_database, storage_errors, write_text_atomic
 from forkpoint.store import DATABASE, RunReader, RunWriter, StageStatus, identity_changes
 
 
 def run(
     recipe: Path,
+    /,
     *,
     runs: Path = Path("runs"),
-    set_: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = (),
+    set_: Settings = (),
     name: str | None = None,
-    dry_run: Annotated[bool, Parameter(negative="")] = False,
-    resume: Annotated[bool, Parameter(negative="")] = False,
-    resume_if_exists: Annotated[bool, Parameter(negative="")] = False,
-    allow_env_change: Annotated[bool, Parameter(negative="")] = False,
-    json_: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    dry_run: Flag = False,
+    resume: Flag = False,
+    resume_if_exists: Flag = False,
+    allow_env_change: Flag = False,
+    json_: Json = False,
 ) -> int:
     """Run a recipe with live progress; ends with a table of the arms and the path of the report.
 
@@ -60,22 +60,35 @@ def run(
     overrides = [*set_, *([f"name={json.dumps(name)}"] if name else [])]
     parsed = load_recipe(recipe, overrides)
     folder, origin = runs / parsed.name, recipe.resolve().parent
-    exists = (folder / DATABASE).is_file()
-    if exists and not (resume or resume_if_exists) and not dry_run:
-        raise StoreError(f"{folder} holds a run already: continue it with --resume, or give another with --name.")
+    if dry_run:
+        _check(parsed, origin, folder)
+        print_plan(parsed, as_json=json_)
+        return 0
+    exists = _holds_run(folder)
+    if exists and not (resume or resume_if_exists):
+        raise StoreError(f"{folder} holds a run already: continue it with --resume, or name another with --name.")
     if resume and not exists:
         raise StoreError(f"{folder} holds no run to resume.")
-    if exists and not dry_run:
-        _check_same(parsed, folder)
-    if not exists or dry_run:
+    if not exists:
         _check(parsed, origin, folder)
-    if dry_run:
-        _print_plan(parsed, as_json=json_)
-        return 0
     with RunLock(folder):
+        if _holds_run(folder) != exists:
+            raise StoreError(f"{folder} was made by another process just now: continue it with --resume.")
+        if exists:
+            _check_same(parsed, folder)
         _prepare(parsed, folder, exists=exists, allow_change=allow_env_change)
         code = _work(parsed, folder, origin, quiet=json_)
     return _finish(folder, recipe, code, as_json=json_)
+
+
+def _holds_run(folder: Path) -> bool:
+    """Whether a run was begun in a folder; one that was killed while being created counts as none."""
+    path = folder / DATABASE
+    if not path.is_file():
+        return False
+    with contextlib.closing(connect_database(path, readonly=True)) as connection, storage_errors(path):
+        known = connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'meta'").fetchone()[0]
+        return bool(known and connection.execute("SELECT count(*) FROM meta").fetchone()[0])
 
 
 def _check(recipe: Recipe, origin: Path, folder: Path) -> None:
@@ -85,15 +98,13 @@ def _check(recipe: Recipe, origin: Path, folder: Path) -> None:
 
 
 def _check_same(recipe: Recipe, folder: Path) -> None:
-    """Raises RecipeError with the difference when the folder's recipe is another."""
-    path = folder / "recipe.toml"
-    old, new = path.read_text(encoding="utf-8"), recipe_to_toml(recipe)
-    if load_recipe(path) == recipe:
+    """Raises RecipeError, after printing the difference, when the folder's recipe is another."""
+    before = load_recipe(folder / "recipe.toml")
+    if before == recipe:
         return
-    lines = difflib.unified_diff(
-        old.splitlines(), new.splitlines(), "the run's recipe", "this recipe", lineterm="", n=0
-    )
-    print("\n".join(lines), file=sys.stderr)
+    old, new = (recipe_to_toml(each).splitlines() for each in (before, recipe))
+    lines = difflib.unified_diff(old, new, "the run's recipe", "this recipe", lineterm="", n=0)
+    print("\n".join(visible(line) for line in lines), file=sys.stderr)
     raise RecipeError(f"the recipe differs from the one in {folder}; a resume needs the same.")
 
 
@@ -127,74 +138,106 @@ def _work(recipe: Recipe, folder: Path, origin: Path, *, quiet: bool) -> int:
     with RunReader(folder) as reader:
         if all(stage.status is StageStatus.DONE for stage in reader.stages()):
             return 0
-        environment = {**os.environ, "OMP_NUM_THREADS": str(recipe.threads), "MKL_NUM_THREADS": str(recipe.threads),
-                       "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}  # fmt: skip
-        command = [sys.executable, "-m", "forkpoint.cli.worker", str(folder), str(origin)]
         count = min(recipe.processes, len(recipe.stage))
-        # Their own process group: a Ctrl-C reaches this process alone, which passes it on once.
-        workers = [subprocess.Popen(command, env=environment, start_new_session=True) for _ in range(count)]
-        with Display(reader, quiet=quiet) as display, _forwarding(workers) as signals:
-            while any(worker.poll() is None for worker in workers):
-                display.refresh()
+        with Display(reader, quiet=quiet) as display, _workers(recipe, folder, origin, count) as (workers, signals):
+            lost = False
+            while None in (codes := [worker.poll() for worker in workers]):
+                if not (lost or signals) and any(code is not None and code < 0 for code in codes):
+                    # The others could wait for ever for the stage of a worker that was killed.
+                    lost = True
+                    _send(workers, signal.SIGTERM)
+                if not signals:
+                    display.refresh()
                 time.sleep(0.1)
             display.refresh(last=True)
+    _settle(folder, workers, signals)
     if signals:
-        return 128 + signals[0] if signals[0] != signal.SIGHUP else 143
-    return max((abs(worker.returncode) for worker in workers), default=0)
+        return EXIT_STOPPED if signals[0] == signal.SIGINT else EXIT_TERMINATED
+    return max((worker.returncode if worker.returncode >= 0 else 1 for worker in workers), default=0)
 
 
 @contextlib.contextmanager
-def _forwarding(workers: Sequence["subprocess.Popen[bytes]"]) -> Any:  # noqa: ANN401
-    """Passes signals on to the workers; yields the list of those received."""
+def _workers(
+    recipe: Recipe, folder: Path, origin: Path, count: int
+) -> Iterator[tuple[list["subprocess.Popen[bytes]"], list[int]]]:
+    """Starts the workers; yields them and the list of signals that were received and passed on to them."""
+    threads = str(recipe.threads)
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads,
+                   "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}  # fmt: skip
+    command = [sys.executable, "-P", "-m", "forkpoint.cli.worker", str(folder), str(origin), str(os.getpid())]
+    workers: list[subprocess.Popen[bytes]] = []
     received: list[int] = []
 
     def forward(number: int, _frame: object) -> None:
         received.append(number)
-        if len(received) == 1:
+        if len(received) == 1 and number != signal.SIGHUP:
             print("\nstopping after this update; once more ends at once", file=sys.stderr, flush=True)
-        for worker in workers:
-            if worker.poll() is None:
-                worker.send_signal(number)
+        _send(workers, number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, forward) for number in numbers]
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
-        yield received
+        # Signals wait until the workers are there; these hold them back until they listen.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        # Their own process group: a Ctrl-C reaches this process alone, which passes it on once.
+        workers.extend(subprocess.Popen(command, env=environment, start_new_session=True) for _ in range(count))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        yield workers, received
     finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        _send(workers, signal.SIGTERM)
         for worker in workers:
-            if worker.poll() is None:
-                worker.terminate()
+            worker.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _send(workers: Sequence["subprocess.Popen[bytes]"], number: int) -> None:
+    for worker in workers:
+        if worker.poll() is None:
+            worker.send_signal(number)
+
+
+def _settle(folder: Path, workers: Sequence["subprocess.Popen[bytes]"], signals: Sequence[int]) -> None:
+    """Gives every stage that a dead worker left running the status that it has."""
+    with RunReader(folder) as reader:
+        left = [stage.name for stage in reader.stages() if stage.status is StageStatus.RUNNING]
+    if not left:
+        return
+    killed = [-worker.returncode for worker in workers if worker.returncode < 0]
+    status, message = StageStatus.FAILED, "its process ended before the stage did"
+    if signals:
+        status, message = StageStatus.STOPPED, "ended at once; a resume continues from its last checkpoint"
+    elif killed:
+        message = f"its process was killed by signal {killed[0]}"
+    with RunWriter.open(folder) as writer:
+        for name in left:
+            writer.finish_stage(name, status=status, message=message)
 
 
 def _finish(folder: Path, path: Path, code: int, *, as_json: bool) -> int:
     """Writes the report, prints the table, and says how to go on when the run is not done."""
     from forkpoint.report import arms, arms_json, write_report
 
-    report = write_report(folder)
     with RunReader(folder) as reader:
         stages = reader.stages()
         results = arms(reader)
     failed = [stage for stage in stages if stage.status is StageStatus.FAILED]
     done = all(stage.status is StageStatus.DONE for stage in stages)
+    for stage in failed:
+        print_error(f"stage '{stage.name}' failed: {stage.message}")
+    # What made a stage fail, such as a full disk, may hit the report too; the first is the one to tell.
+    report: Path | None = None
+    with contextlib.suppress(*([StoreError] if failed else [])):
+        report = write_report(folder)
     if as_json:
         status = {stage.name: str(stage.status) for stage in stages}
-        print_json({"run": str(folder), "report": str(report), "done": done, "stages": status, **arms_json(results)})
+        print_json(
+            {"run": str(folder), "report": report and str(report), "done": done, "stages": status, **arms_json(results)}
+        )
     else:
         print_arms(results)
         print(f"report: {report}")
-    for stage in failed:
-        print(f"error: stage '{stage.name}' failed: {stage.message}", file=sys.stderr)
-    if not done and not failed:
+    if not done:
         again = f"forkpoint run {path} --runs {folder.parent} --resume"
         print(f"stopped before the end; continue with: {again}", file=sys.stderr)
-    if failed:
-        return code or 1
-    return code if not done else 0
-
-
-def _print_plan(recipe: Recipe, *, as_json: bool) -> None:
-    from forkpoint.cli.output import print_plan
-
-    print_plan(recipe, as_json=as_json)
+    return 0 if done else code or 1

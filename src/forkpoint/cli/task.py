@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 
+from forkpoint.cli.options import Json, Positive, Settings
 from forkpoint.cli.output import print_json, print_table, visible
 from forkpoint.errors import ForkpointError
 
 app = App(name="task", help="Look at problems; the reference answer must verify; play one by hand.")
-
-Json = Annotated[bool, Parameter(name="--json", negative="")]
-Set = Annotated[tuple[str, ...], Parameter(name="--set", negative="")]
 
 
 def _task(name: str, settings: Sequence[str]) -> Any:  # noqa: ANN401
@@ -43,7 +42,14 @@ def list_(*, json_: Json = False) -> None:
 
 @app.command
 def show(
-    name: str, *, set_: Set = (), count: int = 3, seed: int = 0, difficulty: float | None = None, json_: Json = False
+    name: str,
+    /,
+    *,
+    set_: Settings = (),
+    count: Positive = 3,
+    seed: int = 0,
+    difficulty: Annotated[float | None, Parameter(validator=Number(gte=0, lte=1))] = None,
+    json_: Json = False,
 ) -> None:
     """The settings of a task and some of its problems with their reference answers.
 
@@ -75,9 +81,8 @@ def show(
     if settings:
         print_table(["setting", "default", "about"], [[row["name"], row["default"], row["about"]] for row in settings])
     for problem in problems:
-        print(
-            f"\nproblem {problem.key}\n  prompt    {visible(str(problem.prompt))}\n  answer    {visible(problem.answer)}"
-        )
+        print(f"\nproblem {problem.key}\n  prompt    {visible(str(problem.prompt))}")
+        print(f"  answer    {visible(problem.answer)}")
         print(f"  solution  {visible(task.solve(problem))}")
     for corpus, text in texts.items():
         print(f"\ncorpus {corpus}\n  prompt    {visible(str(text['prompt']))}\n  text      {visible(text['text'])}")
@@ -110,7 +115,7 @@ def _first_text(task: Any, corpus: str, seed: int) -> dict[str, Any]:  # noqa: A
 
 
 @app.command
-def check(name: str, *, set_: Set = (), count: int = 200, seed: int = 0, json_: Json = False) -> int:
+def check(name: str, /, *, set_: Settings = (), count: Positive = 200, seed: int = 0, json_: Json = False) -> int:
     """The reference answers must verify and wrong answers must not; no model is involved.
 
     Parameters
@@ -141,7 +146,7 @@ def check(name: str, *, set_: Set = (), count: int = 200, seed: int = 0, json_: 
 
 
 @app.command
-def play(name: str, *, set_: Set = (), seed: int = 0) -> int:
+def play(name: str, /, *, set_: Settings = (), seed: int = 0) -> int:
     """Answer one problem by hand and see the verdict.
 
     Parameters

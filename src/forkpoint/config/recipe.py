@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from forkpoint.errors import unknown_name
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
@@ -93,7 +95,7 @@ class Divergence(Strict):
     coefficient: Annotated[float, Field(gt=0)]
     """Weight of the penalty, above 0."""
     kind: Literal["sequence_k2", "token_k2"] = "sequence_k2"
-    """`sequence_k2` has the exact gradient of the sequence KL on-policy; `token_k2` holds the state distribution fixed."""
+    """`sequence_k2` has the gradient of the sequence KL on-policy; `token_k2` holds the state distribution fixed."""
 
 
 class RewardRule(Strict):
@@ -191,7 +193,7 @@ class RLStage(StageBase):
     loss: PolicyLoss = PolicyLoss()
     divergence: Divergence | None = None
     reward: RewardRule = RewardRule()
-    keep_rollouts: Annotated[str, Field(pattern=r"^(all|every:[1-9]\d*|sample:[1-9]\d*)$")] = "every:10"
+    keep_rollouts: Annotated[str, Field(pattern=r"^(all|every:[1-9][0-9]{0,8}|sample:[1-9][0-9]{0,8})$")] = "every:10"
     """Which updates' rollouts the store keeps: `all`, `every:N`, or `sample:K` groups of each update."""
 
     @model_validator(mode="after")
@@ -239,9 +241,7 @@ class Recipe(Strict):
                 sources.append(("data", stage.data.removeprefix("rollouts:")))
             for key, source in sources:
                 if source not in known:
-                    raise ValueError(
-                        f"[[stage]] '{stage.name}': {key} = '{source}' is no earlier stage; known: {', '.join(known)}"
-                    )
+                    raise ValueError(unknown_name(f"[[stage]] '{stage.name}': {key}, an earlier stage,", source, known))
             known.append(stage.name)
         return self
 

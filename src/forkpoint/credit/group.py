@@ -121,7 +121,7 @@ def _credits(
     """One credit for each rollout, group by group."""
     made = []
     for group in batch.groups:
-        rewards = _group_rewards(group, rule)
+        rewards = group_rewards(group, rule)
         values = zip(group.rollouts, advantages(rewards), baselines(rewards), strict=True)
         made += [
             Credit(
@@ -134,7 +134,7 @@ def _credits(
     return made
 
 
-def _group_rewards(group: Group, rule: str) -> NDArray[np.float64]:
+def group_rewards(group: Group, rule: str) -> NDArray[np.float64]:
     """The total rewards of a group, shape [G]."""
     if len(group.rewards) != len(group.rollouts):
         raise ValueError(

@@ -5,7 +5,8 @@ cache whose rows stand at different lengths, so that a finished row can be repla
 Letters: R rows, H key-value heads, W cache width, D head size.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +17,11 @@ class _Layer(CacheLayerMixin):
     """What every layer here shares: masks and positions are explicit, so the sizes are never asked for."""
 
     is_sliding = False
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing: layers are made with their storage."""
@@ -68,15 +74,24 @@ class SlotLayer(_Layer):
 
 def capture_cache(num_layers: int) -> Cache:
     """An empty cache that keeps what one forward writes."""
-    return Cache(layers=[CaptureLayer() for _ in range(num_layers)])
+    return _cache([CaptureLayer() for _ in range(num_layers)])
+
+
+def _cache(layers: Sequence[_Layer]) -> Cache:
+    return Cache(layers=list(layers))
+
+
+def _layers(cache: Cache) -> list[_Layer]:
+    """The layers of a cache that was made here."""
+    return cast(list[_Layer], cache.layers)
 
 
 def prefix_cache(captured: Cache, rows: Tensor) -> Cache:
     """A cache whose row i continues prompt `rows[i]` of a captured forward."""
-    return Cache(
-        layers=[
+    return _cache(
+        [
             PrefixLayer(layer.keys.index_select(0, rows), layer.values.index_select(0, rows))
-            for layer in captured.layers
+            for layer in _layers(captured)
         ]
     )
 
@@ -86,25 +101,24 @@ class SlotCache:
 
     def __init__(self, captured: Cache, slots: int, width: int) -> None:
         self.width = width
-        layers = []
-        for layer in captured.layers:
-            heads, size = layer.keys.shape[1], layer.keys.shape[3]
-            storage = [layer.keys.new_zeros(slots, heads, width, size) for _ in range(2)]
-            layers.append(SlotLayer(*storage))
-        self.layers = layers
-        self.cache = Cache(layers=layers)
+
+        def storage(states: Tensor) -> Tensor:
+            return states.new_zeros(slots, states.shape[1], width, states.shape[3])
+
+        self.layers = [SlotLayer(storage(layer.keys), storage(layer.values)) for layer in _layers(captured)]
+        self.cache = _cache(self.layers)
 
     def fill(self, slots: Tensor, captured: Cache, rows: Tensor, length: int) -> None:
         """Copies the first `length` positions of captured rows into slots."""
-        for mine, theirs in zip(self.layers, captured.layers, strict=True):
+        for mine, theirs in zip(self.layers, _layers(captured), strict=True):
             mine.keys[slots, :, :length] = theirs.keys[rows, :, :length]
             mine.values[slots, :, :length] = theirs.values[rows, :, :length]
 
-    def move(self, source: int, target: int) -> None:
-        """Copies one slot over another."""
+    def move(self, sources: Tensor, targets: Tensor) -> None:
+        """Copies slots over others."""
         for layer in self.layers:
-            layer.keys[target] = layer.keys[source]
-            layer.values[target] = layer.values[source]
+            layer.keys[targets] = layer.keys[sources]
+            layer.values[targets] = layer.values[sources]
 
     def at(self, positions: Tensor, view: int) -> Cache:
         """The cache for one forward that writes row i at `positions[i]` and sees the first `view` positions."""

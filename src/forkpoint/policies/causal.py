@@ -9,13 +9,16 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
+from transformers.utils import logging
 
-from forkpoint.batching import TokenBatch
+from forkpoint.batching import Row, TokenBatch, pad_rows
+from forkpoint.errors import ModelError
 from forkpoint.policies.cache import capture_cache, prefix_cache
 from forkpoint.policies.texts import Texts
 
@@ -23,18 +26,61 @@ MAX_LOGITS = 1 << 24
 """Most logits formed at once while scoring; more are recomputed chunk by chunk in the backward pass."""
 
 
+_UNFIT = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""What a model of another kind raises when it is run as a causal decoder."""
+
+
 class CausalPolicy:
-    """A decoder, its tokenizer, and the two forwards that everything is made of: scoring and decoding."""
+    """A decoder, its tokenizer, and the two forwards that everything is made of: scoring and decoding.
+
+    Raises ModelError for a model whose logits are not its head over its decoder, or whose attention is not causal
+    and full: one small forward is compared with the model's own.
+    """
 
     def __init__(self, model: Any, texts: Texts, *, device: str = "cpu") -> None:  # noqa: ANN401
         self.model = model.to(device).eval()
         self.texts = texts
         self.device = torch.device(device)
         inner = model.get_base_model() if self.has_adapters else model
-        self._decoder = inner.base_model
-        self._head = inner.get_output_embeddings()
-        self.num_layers = int(inner.config.num_hidden_layers)
-        self.context_length = int(inner.config.max_position_embeddings)
+        try:
+            self._decoder = inner.base_model
+            self._head = inner.get_output_embeddings()
+            self.num_layers = int(inner.config.num_hidden_layers)
+            self.context_length = _context_length(inner.config)
+            fault = self._fault(inner.config)
+        except _UNFIT as error:
+            fault = f"{type(error).__name__}: {str(error).strip() or 'no more is known'}".splitlines()[0][:200]
+        if fault:
+            raise ModelError(f"a model of type '{inner.config.model_type}' like this one cannot be used: {fault}.")
+
+    @torch.no_grad()
+    def _fault(self, config: Any) -> str | None:  # noqa: ANN401
+        """Why the policy cannot be trusted, or None."""
+        vocabulary = self._head.weight.shape[0]
+        largest = max(self.texts.tokenizer.get_vocab().values())
+        if largest >= vocabulary:
+            return f"its tokenizer has the token {largest}, but its head ends at {vocabulary - 1}"
+        if getattr(config, "final_logit_softcapping", None):
+            return "it caps its logits (final_logit_softcapping)"
+        tokens = (np.arange(min(6, self.context_length)) * 7 % vocabulary).astype(np.int32)
+        rows = [
+            Row(prompt=tokens[:cut], tokens=tokens[cut:], loss_mask=np.ones(len(tokens) - cut, np.bool_))
+            for cut in (1, len(tokens) - 1)
+        ]
+        batch = pad_rows(rows, (0, 1), device=self.device)
+        ours = self.logits(self.hidden(batch)[batch.loss_mask])
+        ids = torch.from_numpy(tokens).long().to(self.device)[None]
+        plain = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
+        theirs = torch.cat([plain[:-1], plain[-2:-1]]).to(ours.dtype)
+        allowed = 1e-3 if plain.dtype.itemsize >= 4 else 0.1
+        if not bool(theirs.isfinite().all()):
+            return "its logits are not finite numbers"
+        gap = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
+        return (
+            None
+            if gap <= allowed
+            else f"its logits are not those of its head over its decoder (relative gap {gap:.1g})"
+        )
 
     @property
     def num_parameters(self) -> int:
@@ -42,8 +88,9 @@ class CausalPolicy:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def logits(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
-        """Next-token logits in fp32."""
-        return self._head(hidden).float()
+        """Next-token logits, in fp32 or better."""
+        logits = self._head(hidden)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def forward(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: Cache) -> Float[Tensor, "R T D"]:
         """Last hidden states; `mask` [R or 1, 1, T, keys] is True where a query may look."""
@@ -57,7 +104,8 @@ class CausalPolicy:
         positions = torch.arange(width, device=self.device)
         causal = (positions[None, :] <= positions[:, None])[None, None]
         cache = capture_cache(self.num_layers)
-        return self.forward(prompts, positions[None].expand(prompts.shape[0], -1), causal, cache), cache
+        places = positions.clamp(max=self.context_length - 1)
+        return self.forward(prompts, places[None].expand(prompts.shape[0], -1), causal, cache), cache
 
     def hidden(self, batch: TokenBatch) -> Float[Tensor, "B T D"]:
         """The hidden state that predicts each token of each row."""
@@ -65,7 +113,7 @@ class CausalPolicy:
         first = heads[batch.prompt_index, batch.prompt_lengths[batch.prompt_index] - 1][:, None]
         steps = batch.tokens.shape[1] - 1
         if steps < 1:
-            return first
+            return first[:, : batch.tokens.shape[1]]
         lengths = batch.prompt_lengths[batch.prompt_index]
         own = torch.arange(steps, device=self.device)
         prompt_mask = torch.arange(batch.prompts.shape[1], device=self.device)[None] < lengths[:, None]
@@ -78,7 +126,9 @@ class CausalPolicy:
             dim=3,
         )
         cache = prefix_cache(captured, batch.prompt_index)
-        rest = self.forward(batch.tokens[:, :-1], lengths[:, None] + own[None], mask, cache)
+        # Padding may reach past the context, where learned positions end.
+        positions = (lengths[:, None] + own[None]).clamp(max=self.context_length - 1)
+        rest = self.forward(batch.tokens[:, :-1], positions, mask, cache)
         return torch.cat([first, rest], dim=1)
 
     def logprobs(
@@ -91,7 +141,7 @@ class CausalPolicy:
         where = batch.loss_mask if where is None else where
         hidden = self.hidden(batch)[where]
         logprob, entropy = self._reduce(hidden, batch.tokens[where], temperature)
-        blank = torch.zeros(batch.tokens.shape, dtype=torch.float32, device=self.device)
+        blank = torch.zeros(batch.tokens.shape, dtype=logprob.dtype, device=self.device)
         return blank.masked_scatter(where, logprob), blank.masked_scatter(where, entropy)
 
     def _reduce(
@@ -121,6 +171,24 @@ class CausalPolicy:
 
     def save(self, folder: Path) -> None:
         """Writes the model and its tokenizer so that Auto classes load them; adapters are merged into a copy."""
+        logging.disable_progress_bar()
         model = copy.deepcopy(self.model).merge_and_unload() if self.has_adapters else self.model
         model.save_pretrained(folder)
         self.texts.tokenizer.save_pretrained(folder)
+
+
+def _context_length(config: Any) -> int:  # noqa: ANN401
+    """Positions within which attention is full and positions are what the model was made for.
+
+    A window of attention and a switch of rotary frequencies both begin at a length: shorter texts never meet them.
+    """
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+    if not kinds <= {"full_attention", "sliding_attention"}:
+        raise ValueError(f"it has layers of the kinds {', '.join(sorted(kinds))}")
+    limits = [config.max_position_embeddings]
+    if "sliding_attention" in kinds:
+        limits.append(getattr(config, "sliding_window", None))
+    rotary = getattr(config, "rope_parameters", None) or {}
+    if rotary.get("rope_type") == "longrope":
+        limits.append(rotary["original_max_position_embeddings"])
+    return min(int(limit) for limit in limits if limit)

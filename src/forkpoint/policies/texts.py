@@ -3,10 +3,12 @@
 A character outside the alphabet is an error before anything is computed, and a typed special token is plain text.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
@@ -50,6 +52,12 @@ class Texts:
             plain if plain and all(len(text) == 1 for text in plain) and _is_word_level(tokenizer) else None
         )
         self._texts = {index: text for text, index in (self._characters or {}).items()}
+        beginning = tokenizer.bos_token_id
+        lead = tokenizer.encode("") if beginning is not None else []
+        self._beginning = lead[:1] if lead[:1] == [beginning] else []
+        self._specials = re.compile(
+            "|".join(re.escape(text) for text in sorted(_special_texts(tokenizer), key=len)[::-1])
+        )
 
     @property
     def by_character(self) -> bool:
@@ -69,20 +77,42 @@ class Texts:
         return frozen_array(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True), np.int32)
 
     def encode_prompt(self, prompt: str | Sequence[Message]) -> Ints:
-        """Tokens of a prompt: chat messages go through the chat template, and so does text where there is one."""
-        template = getattr(self.tokenizer, "chat_template", None)
-        if isinstance(prompt, str) and not template:
-            tokens = self.encode(prompt)
+        """Tokens of a prompt: chat messages go through the chat template, and so does text where there is one.
+
+        Without a template the beginning-of-sequence token comes first where the tokenizer is one that writes it.
+        Raises ModelError for an empty prompt, and for messages that the template refuses.
+        """
+        if getattr(self.tokenizer, "chat_template", None):
+            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+            tokens = self._render(messages)
         else:
-            messages = (
-                [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(part) for part in prompt]
-            )
-            if not template:
-                return self.encode("\n".join(message["content"] for message in messages) + "\n")
-            rendered = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            tokens = frozen_array(self.tokenizer.encode(rendered, add_special_tokens=False), np.int32)
+            text = prompt if isinstance(prompt, str) else "".join(f"{message['content']}\n" for message in prompt)
+            tokens = [*self._beginning, *self.encode(text).tolist()]
         if len(tokens) == 0:
             raise ModelError("a prompt is empty; it needs at least one token.")
+        return frozen_array(tokens, np.int32)
+
+    def _render(self, messages: list[dict[str, str]]) -> list[int]:
+        """Tokens of the chat template's text, in which only the template's own special tokens are special.
+
+        A special token typed in a message is swapped for a character that occurs nowhere else, and encoded as text.
+        """
+        written = "".join(message["content"] for message in messages)
+        mark = next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in written)
+        typed = [text for message in messages for text in self._specials.findall(message["content"])]
+        masked = [message | {"content": self._specials.sub(mark, message["content"])} for message in messages]
+        try:
+            rendered = self.tokenizer.apply_chat_template(masked, add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:
+            raise ModelError(
+                f"the model's chat template refuses a prompt: {str(error).splitlines()[0][:200]}"
+            ) from None
+        parts = rendered.split(mark) if typed else [rendered]
+        if len(parts) != len(typed) + 1:
+            raise ModelError(f"the model's chat template cannot place the text {typed[0]!r}, which is a special token.")
+        tokens: list[int] = self.tokenizer.encode(parts[0], add_special_tokens=False)
+        for text, part in zip(typed, parts[1:], strict=True):
+            tokens += [*self.encode(text).tolist(), *self.tokenizer.encode(part, add_special_tokens=False)]
         return tokens
 
     def decode(self, tokens: Sequence[int] | Ints) -> str:
@@ -92,6 +122,12 @@ class Texts:
         drop = {self.eos_id, self.tokenizer.pad_token_id}
         kept = [int(token) for token in tokens if int(token) not in drop]
         return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _special_texts(tokenizer: Any) -> set[str]:  # noqa: ANN401
+    """The strings that the tokenizer would read as control tokens."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return {text for text in added | set(tokenizer.all_special_tokens) if text}
 
 
 def _is_word_level(tokenizer: Any) -> bool:  # noqa: ANN401

@@ -1,5 +1,7 @@
 """Small policies: standard Hugging Face decoders built from a config, with a tokenizer made from an alphabet."""
 
+from typing import Any
+
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
@@ -9,11 +11,11 @@ from forkpoint.seeds import Key
 def build_decoder(
     *, shape: str, vocabulary: int, layers: int, width: int, heads: int, context: int, key: Key
 ) -> PreTrainedModel:
-    """A decoder with weights drawn from `key`: normal, standard deviation 0.02, norms at one (the Hugging Face default).
+    """A decoder with weights drawn from `key`: normal with standard deviation 0.02, norms one, biases zero.
 
     `shape` is `llama` or `qwen3`; embeddings and head are tied.
     """
-    common = {
+    common: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": width,
         "intermediate_size": 64 * -(-(width * 8 // 3) // 64),

@@ -29,6 +29,8 @@ class LocalProbe:
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[Rollout]:
         """One rollout for each request."""
+        if len({request.key for request in requests}) < len(requests):
+            raise ValueError("sample: two requests of one call have the same key")
         found = {rollout.id: rollout for rollout in self._sampler.stream(requests)}
         rollouts = [found[request.key.hex] for request in requests]
         self._cost["sampled_tokens"] += sum(int(rollout.loss_mask.sum()) for rollout in rollouts)
@@ -38,6 +40,8 @@ class LocalProbe:
         """The log-probability of each token of each request, nats; requests of one call share their temperature."""
         if len({request.temperature for request in requests}) > 1:
             raise ValueError("score: all requests of one call must have the same temperature")
+        if requests and requests[0].temperature <= 0:
+            raise ValueError("score: the temperature must be above 0")
         rows = [
             Row(prompt=request.prompt_tokens, tokens=request.tokens, loss_mask=np.ones(len(request.tokens), np.bool_))
             for request in requests

@@ -30,4 +30,5 @@ def draw_tokens(
     tokens = torch.minimum(tokens, last)
     tokens = torch.where(greedy, logits.argmax(-1), tokens)
     chosen = logprobs.gather(-1, tokens[:, None])[:, 0]
-    return tokens, torch.where(greedy, torch.zeros_like(chosen), chosen)
+    # The difference is 0, but stays not-a-number where the logits are.
+    return tokens, torch.where(greedy, chosen - chosen, chosen)

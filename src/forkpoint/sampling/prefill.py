@@ -56,8 +56,8 @@ class Prefill:
         """For each chunk that the requests touch: cache, first logits, places in `requests`, rows in the chunk."""
         found: dict[int, tuple[list[int], list[int]]] = {}
         for place, request in enumerate(requests):
-            chunk, row = divmod(self.context_of[request], CHUNK_ROWS)
-            places, rows = found.setdefault(chunk, ([], []))
+            number, row = divmod(self.context_of[request], CHUNK_ROWS)
+            places, rows = found.setdefault(number, ([], []))
             places.append(place)
             rows.append(row)
         result = []

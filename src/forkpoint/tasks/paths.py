@@ -100,7 +100,8 @@ def read_prompt(prompt: str) -> NamedGraph:
     """The graph of a prompt that this task wrote."""
     edge_text, _, rest = prompt.partition("|")
     neighbors: dict[str, list[str]] = {}
-    for first, second in edge_text.split(" "):
+    for edge in edge_text.split(" "):
+        first, second = edge[0], edge[1]
         neighbors.setdefault(first, []).append(second)
         neighbors.setdefault(second, []).append(first)
     return NamedGraph(neighbors={name: tuple(near) for name, near in neighbors.items()}, start=rest[0], goal=rest[2])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -12,6 +13,8 @@ from forkpoint.config.recipe import StageBase
 from forkpoint.errors import CheckpointError
 
 FILE = "trainer.safetensors"
+"""Moments of the optimizer, beside the model in a checkpoint."""
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _FINAL = 0.1
 """Share of the peak at which the decaying schedules end."""
 
@@ -47,7 +50,13 @@ class Optimization:
         return [parameter for _, parameter in self._named]
 
     def step(self, update: int) -> dict[str, float]:
-        """Takes one step on the accumulated gradients; a gradient that is not finite is dropped and counted."""
+        """Takes one step on the accumulated gradients; a gradient that is not finite is dropped and counted.
+
+        A parameter that no row reached has the gradient 0: skipping a backward pass changes no step.
+        """
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self._stage.max_grad_norm).detach())
         rate = learning_rate(self._stage, update)
         finite = math.isfinite(norm)
@@ -58,8 +67,12 @@ class Optimization:
         self._optimizer.zero_grad(set_to_none=True)
         return {"grad_norm": norm if finite else 0.0, "learning_rate": rate, "skipped": float(not finite)}
 
+    def skip(self, update: int) -> dict[str, float]:
+        """The metrics of an update that had nothing to learn from: no step is taken, and it is counted."""
+        return {"grad_norm": 0.0, "learning_rate": learning_rate(self._stage, update), "skipped": 1.0}
+
     def save(self, folder: Path, *, weights: bool) -> None:
-        """Writes the moments, and with `weights` the trained parameters too (adapters, which the model folder lacks)."""
+        """Writes the moments; with `weights` also the trained parameters (adapters, which the model folder lacks)."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self._named:
             for key, value in self._optimizer.state.get(parameter, {}).items():
@@ -68,21 +81,28 @@ class Optimization:
                 tensors[f"weight:{name}"] = parameter.detach().cpu().contiguous()
         save_file(tensors, folder / FILE)
 
-    def load(self, folder: Path) -> None:
-        """Restores what `save` wrote.  Raises CheckpointError when it belongs to another model."""
-        tensors = load_file(folder / FILE)
+    def load(self, folder: Path, *, weights: bool) -> None:
+        """Restores what `save` wrote.
+
+        Raises:
+            CheckpointError: a tensor is missing, has another shape, or belongs to no parameter.
+        """
+        try:
+            tensors = load_file(folder / FILE)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{folder / FILE} cannot be read: {str(error).splitlines()[0]}") from None
+        moments = _MOMENTS if any(not name.startswith("weight:") for name in tensors) else ()
         for name, parameter in self._named:
-            state = {key: tensors.pop(f"{key}:{name}", None) for key in ("step", "exp_avg", "exp_avg_sq", "weight")}
-            weight = state.pop("weight")
-            if weight is not None:
+            found = {}
+            for key in (*moments, *(("weight",) if weights else ())):
+                value = tensors.pop(f"{key}:{name}", None)
+                if value is None or (key != "step" and value.shape != parameter.shape):
+                    raise CheckpointError(f"{folder / FILE}: {key} of {name} is missing or does not fit the model.")
+                found[key] = value if key == "step" else value.to(parameter.device)
+            if weights:
                 with torch.no_grad():
-                    parameter.copy_(weight)
-            found = {key: value for key, value in state.items() if value is not None}
-            if found and (len(found) < 3 or found["exp_avg"].shape != parameter.shape):
-                raise CheckpointError(f"{folder / FILE}: the optimizer state of {name} does not fit the model.")
+                    parameter.copy_(found.pop("weight"))
             if found:
-                self._optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device) for key, value in found.items()
-                }
+                self._optimizer.state[parameter] = found
         if tensors:
             raise CheckpointError(f"{folder / FILE} holds {next(iter(tensors))}, which the model does not have.")

@@ -90,6 +90,8 @@ class RLTraining:
 
     def _update(self, update: int, groups: Sequence[Group], credits: Sequence[Credit]) -> dict[str, float]:
         rows = self._rows(groups, credits)
+        if not rows:
+            return self.optimization.skip(update)
         objective = Objective(policy_loss=self._loss, reference=self.reference, temperature=self.stage.temperature)
         sums = accumulate(self.policy, rows, objective, max_tokens=self.stage.max_batch_tokens)
         changes = self.optimization.step(update)

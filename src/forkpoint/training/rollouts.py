@@ -23,9 +23,7 @@ class SamplePlan:
     temperature: float
 
 
-def judged_groups(
-    probe: Probe, task: Task, texts: Texts, problems: Sequence[Problem], plan: SamplePlan
-) -> list[Group]:
+def judged_groups(probe: Probe, task: Task, texts: Texts, problems: Sequence[Problem], plan: SamplePlan) -> list[Group]:
     """The sampled and verified groups, in the order of the problems; asks the probe once for all rollouts."""
     requests = sample_requests(task, texts, problems, plan)
     rollouts = probe.sample(requests)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forkpoint.config.recipe import RLStage, TextStage
+from forkpoint.errors import CheckpointError
 from forkpoint.policies.causal import CausalPolicy
 from forkpoint.probe import Probe
 from forkpoint.records import Credit, Group, UpdateRecord
@@ -16,10 +17,12 @@ from forkpoint.store import (
     checkpoint_update,
     clean_checkpoints,
     latest_checkpoint,
+    load_state,
     prune_checkpoints,
     save_checkpoint,
     stage_folder,
 )
+from forkpoint.store.encoding import JSON
 from forkpoint.training.evaluation import EvaluationPlan, evaluate
 from forkpoint.training.optimization import Optimization
 from forkpoint.training.unit import Step, Training
@@ -46,21 +49,14 @@ class StageContext:
     make_training: Callable[[CausalPolicy, Optimization, Probe, Callable[[int], None]], Training]
     plan: EvaluationPlan
     final_plan: EvaluationPlan
-    identity: Mapping[str, object]
+    identity: Mapping[str, JSON]
     stop: Callable[[], bool]
     """Asked between units; True ends the stage early with a checkpoint."""
 
 
 def run_stage(context: StageContext) -> StageStatus:
-    """DONE or STOPPED; everything else is raised, after the store was told."""
-    running = _Running(context)
-    try:
-        return running.run()
-    except BaseException as error:
-        context.writer.finish_stage(
-            context.stage.name, status=StageStatus.FAILED, message=f"{type(error).__name__}: {error}"[:500]
-        )
-        raise
+    """DONE or STOPPED, as the store was told; every failure is raised."""
+    return _Running(context).run()
 
 
 class _Running:
@@ -79,12 +75,23 @@ class _Running:
         self.policy = context.load_policy(context.parent, checkpoint)
         self.optimization = Optimization(self.policy.model, self.stage)
         if checkpoint:
-            self.optimization.load(checkpoint)
+            self._check_state(checkpoint)
+            self.optimization.load(checkpoint, weights=self.policy.has_adapters)
         self.probe, self.weights_changed = context.make_probe(self.policy)
         self.weights_changed(self.done)
 
     def _damaged(self, error: Exception) -> None:
         self.writer.event("damaged", str(error), stage=self.stage.name)
+
+    def _check_state(self, checkpoint: Path) -> None:
+        """Raises CheckpointError for a checkpoint of another stage or update."""
+        state, wanted = load_state(checkpoint), self._state()
+        for key in ("stage", "update"):
+            if state.get(key) != wanted[key]:
+                raise CheckpointError(f"{checkpoint} is of {key} {state.get(key)}, not {wanted[key]}.")
+
+    def _state(self) -> dict[str, JSON]:
+        return {"stage": self.stage.name, "update": self.done, "identity": self.context.identity}
 
     def run(self) -> StageStatus:
         """Runs the units that are left."""
@@ -115,6 +122,8 @@ class _Running:
             )
             self.writer.record(record, groups, credits)
         self.previous, self.done = self.done, steps[-1].update
+        # Spans say which weights wrote them, also in the evaluations of stages that sample nothing else.
+        self.weights_changed(self.done)
         if self._due(stage.evaluate_every) and self.done < stage.updates:
             self._evaluate(self.done)
 
@@ -138,8 +147,7 @@ class _Running:
             self.policy.save(folder)
             self.optimization.save(folder, weights=self.policy.has_adapters)
 
-        state = {"stage": self.stage.name, "update": self.done, "identity": dict(self.context.identity)}
-        save_checkpoint(checkpoint_path(self.folder, self.done), write, state=state)
+        save_checkpoint(checkpoint_path(self.folder, self.done), write, state=self._state())
         prune_checkpoints(self.folder, self.stage.keep_checkpoints)
         self.saved = self.done
 
@@ -151,7 +159,7 @@ def kept_rollouts(stage: RLStage | TextStage, step: Step, key: Key) -> tuple[lis
     rule, _, number = stage.keep_rollouts.partition(":")
     if rule == "every" and step.update % int(number) and step.update != 1:
         return [], []
-    chosen = range(len(step.groups))
+    chosen = list(range(len(step.groups)))
     if rule == "sample":
         order = key.child("keep", step.update).generator().permutation(len(step.groups))
         chosen = sorted(order[: int(number)].tolist())

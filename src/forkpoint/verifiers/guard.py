@@ -15,18 +15,18 @@ def guarded(verifier: Verifier, *, fixed_length: Callable[[Problem], int] | None
     """The verifier with its failures recorded and its truncated rollouts marked.
 
     A rollout that ran out of budget is TRUNCATED and not correct, unless `fixed_length` says that rollouts of this
-    problem have just this many tokens.  An exception of the verifier is ERROR with `correct` None.
+    problem have just this many tokens.  An exception of the verifier, and a verdict that contradicts itself or whose
+    score lies outside [0, 1], is ERROR with `correct` None.
     """
 
     def verify(problem: Problem, rollout: Rollout) -> Verdict:
         try:
             verdict = verifier(problem, rollout)
+            flaw = _flaw(verdict)
         except Exception as error:  # noqa: BLE001  (the rollout boundary: the failure is recorded, training goes on)
             return Verdict(outcome=Outcome.ERROR, correct=None, reason=f"{type(error).__name__}: {error}"[:300])
-        if not isinstance(verdict, Verdict):
-            return Verdict(
-                outcome=Outcome.ERROR, correct=None, reason=f"the verifier returned {type(verdict).__name__}"
-            )
+        if flaw:
+            return Verdict(outcome=Outcome.ERROR, correct=None, reason=f"the verifier returned {flaw}"[:300])
         if not verdict.usable or not _truncated(problem, rollout, fixed_length):
             return verdict
         return Verdict(
@@ -39,6 +39,18 @@ def guarded(verifier: Verifier, *, fixed_length: Callable[[Problem], int] | None
         )
 
     return verify
+
+
+def _flaw(verdict: object) -> str:
+    """What makes a verdict unfit to be recorded; empty for a sound one."""
+    if not isinstance(verdict, Verdict):
+        return type(verdict).__name__
+    right = verdict.correct is True
+    if right != (verdict.outcome is Outcome.CORRECT) or (verdict.correct is None) == verdict.usable:
+        return f"{verdict.outcome} with correct = {verdict.correct}"
+    if verdict.score is not None and not 0 <= verdict.score <= 1:
+        return f"score = {verdict.score}"
+    return ""
 
 
 def _truncated(problem: Problem, rollout: Rollout, fixed_length: Callable[[Problem], int] | None) -> bool:

@@ -128,7 +128,8 @@ class Worker:
             child = _spawn(self)
             self._child = child
             kind, line = _exchange(child, b"", time.monotonic() + self.start_seconds)
-            ready = json.loads(line) if kind == "ok" else {"failed": _lost(child, kind, self.start_seconds)}
+            failed = {"failed": _lost(child, kind, self.start_seconds)} if kind != "ok" else None
+            ready: dict[str, Any] = failed or json.loads(line)
             if "failed" in ready:
                 self.close()
                 raise VerifierError(f"the worker of {self.target} cannot start: {ready['failed']}.")
@@ -264,7 +265,7 @@ def _load(target: str, imports: Sequence[str]) -> Callable[..., Any]:
     module, _, name = target.partition(":")
     for other in imports:
         importlib.import_module(other)
-    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+    return getattr(importlib.import_module(module), name)
 
 
 def _describe(error: BaseException) -> str:

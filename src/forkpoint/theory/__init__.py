@@ -1,0 +1,1 @@
+"""The exact theory of backtracking: graphs, chains, values, gradients, flows, search.  Numpy and scipy only."""
