@@ -13,7 +13,6 @@ import argparse
 import importlib
 import importlib.metadata
 import json
-import math
 import os
 import resource
 import statistics
@@ -24,6 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,11 +46,10 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 COUNTED = frozenset(ALPHABET[::2])
 VERSION = "1.16.0"
 LEARNING_RATE = 1e-7
-MAX_GRAD_NORM = 1e9
-"""Far above any gradient here: neither side scales its own."""
+MAX_GRAD_NORM = 1e9  # far above any gradient here: neither side scales its own
+WRONG = Verdict(outcome=Outcome.WRONG, correct=False)
 SPEED_TARGET, COSINE_TARGET = 1.5, 0.999
-# Each side imports only itself, so that its memory is its own.
-EXTRA_IMPORTS = {"ours": (), "trl": ("datasets", "trl.trainer.grpo_trainer")}
+RATIOS = ("seconds_per_update", "seconds_per_1000_tokens", "cpu_seconds_per_1000_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +86,13 @@ class Log:
     tokens: list[int] = field(default_factory=list)
     correct: list[int] = field(default_factory=list)
     truncated: list[int] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
+    times: list[tuple[float, float]] = field(default_factory=list)
     gradient: torch.Tensor | None = None
+
+
+def clocks() -> tuple[float, float]:
+    """Seconds that have passed, and seconds that this process has computed: other work disturbs the second less."""
+    return time.perf_counter(), time.process_time()
 
 
 def is_correct(text: str) -> bool:
@@ -97,12 +101,7 @@ def is_correct(text: str) -> bool:
 
 
 class ParityTask:
-    """Random prompts; right is a text with an even number of the counted characters that ends in time.
-
-    It has what training asks of a task, and no more.
-    """
-
-    name = "parity"
+    """Random prompts; right is a text that ends in time and has an even number of the counted characters."""
 
     def __init__(self, prompt_tokens: int) -> None:
         self.prompt_tokens = prompt_tokens
@@ -110,11 +109,10 @@ class ParityTask:
     def problem(self, key: Key) -> Problem:
         places = key.generator().integers(0, len(ALPHABET), self.prompt_tokens)
         prompt = "".join(ALPHABET[place] for place in places)
-        return Problem(task=self.name, key=content_hash(prompt), prompt=prompt, answer="")
+        return Problem(task="parity", key=content_hash(prompt), prompt=prompt, answer="")
 
     def verify(self, _problem: Problem, rollout: Rollout) -> Verdict:
-        correct = is_correct(rollout.text)
-        return Verdict(outcome=Outcome.CORRECT if correct else Outcome.WRONG, correct=correct)
+        return Verdict(outcome=Outcome.CORRECT, correct=True) if is_correct(rollout.text) else WRONG
 
     def stop(self, _problem: Problem) -> tuple[str, ...]:
         return ()
@@ -161,27 +159,26 @@ def make_prompts(job: Job) -> list[str]:
     """The prompts that `RLTraining` takes for the same job, update after update."""
     load = job.load
     task, key = ParityTask(load.prompt_tokens), Key.root(job.seed).child("problems")
-    updates = range(1, load.warm_up + load.updates + 1)
     return [
         str(problem.prompt)
-        for update in updates
+        for update in range(1, load.warm_up + load.updates + 1)
         for problem in split_problems(task, key.child(update), load.problems, evaluation=False)
     ]
 
 
 def run_ours(job: Job) -> Log:
     log, training = Log(), make_training(job)
-    log.times.append(time.perf_counter())
+    log.times.append(clocks())
     for update in range(1, job.load.warm_up + job.load.updates + 1):
         (step,) = training.unit(update)
-        log.times.append(time.perf_counter())
+        log.times.append(clocks())
         log.tokens.append(step.tokens)
         log.correct.append(round(step.metrics["correct"] * job.load.rollouts))
         log.truncated.append(round(step.metrics["truncated"] * job.load.rollouts))
     return log
 
 
-def trl_settings(job: Job, folder: str, steps: int) -> dict[str, object]:
+def trl_settings(job: Job, folder: str, steps: int) -> dict[str, Any]:
     """TRL at its fastest for this model: no checkpointing of activations, no half precision emulated by the CPU."""
     load = job.load
     return {
@@ -211,7 +208,7 @@ def make_reward(policy: CausalPolicy, log: Log) -> Callable[..., list[float]]:
     return parity
 
 
-def run_trl(job: Job, *, rollout_func: Callable[..., dict[str, object]] | None = None) -> Log:
+def run_trl(job: Job, *, rollout_func: Callable[..., dict[str, Any]] | None = None) -> Log:
     """Trains with TRL; `rollout_func` replaces its sampling, and then the gradient is kept."""
     from datasets import Dataset  # noqa: PLC0415  (benchmark only, and it would swell the memory of our side)
     from transformers import PrinterCallback, TrainerCallback  # noqa: PLC0415
@@ -223,7 +220,7 @@ def run_trl(job: Job, *, rollout_func: Callable[..., dict[str, object]] | None =
 
     class Watch(TrainerCallback):
         def on_train_begin(self, *_: object, **__: object) -> None:
-            log.times.append(time.perf_counter())
+            log.times.append(clocks())
 
         on_step_end = on_train_begin
 
@@ -242,7 +239,7 @@ def run_trl(job: Job, *, rollout_func: Callable[..., dict[str, object]] | None =
     return log
 
 
-def compare_gradients(job: Job) -> dict[str, object]:
+def compare_gradients(job: Job) -> dict[str, Any]:
     """Our first gradient against TRL's on the same rollouts; `leave_one_out` is G / (G - 1) times TRL's advantage."""
     job = replace(job, load=replace(job.load, warm_up=0, updates=1))
     training = make_training(job, WatchedOptimization)
@@ -250,7 +247,7 @@ def compare_gradients(job: Job) -> dict[str, object]:
     rollouts = [rollout for group in step.groups for rollout in group.rollouts]
     asked = [str(group.problem.prompt) for group in step.groups for _ in group.rollouts]
 
-    def replay(prompts: Sequence[str], _trainer: object) -> dict[str, object]:
+    def replay(prompts: Sequence[str], _trainer: object) -> dict[str, Any]:
         assert list(prompts) == asked
         return {
             "prompt_ids": [rollout.prompt_tokens.tolist() for rollout in rollouts],
@@ -263,7 +260,6 @@ def compare_gradients(job: Job) -> dict[str, object]:
     mine, other = training.optimization.gradient, log.gradient
     return {
         "accumulation": job.accumulation,
-        "rollouts": len(rollouts),
         "cosine": float(mine @ other / (mine.norm() * other.norm())),
         "norm_ratio": float(other.norm() / mine.norm()),
         "norm_ratio_expected": (job.load.group_size - 1) / job.load.group_size,
@@ -272,28 +268,28 @@ def compare_gradients(job: Job) -> dict[str, object]:
 
 def peak_mib() -> float:
     """Peak resident memory of this process, MiB."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def work(job: Job) -> dict[str, object]:
+def work(job: Job) -> dict[str, Any]:
     """What one process measures, after its warm-up."""
     torch.set_num_threads(job.threads)
     if job.side == "parity":
         return compare_gradients(job)
-    for name in EXTRA_IMPORTS[job.side]:
-        importlib.import_module(name)
+    if job.side == "trl":
+        importlib.import_module("trl.trainer.grpo_trainer")
     imported = peak_mib()
     log = run_ours(job) if job.side == "ours" else run_trl(job)
     load, skipped = job.load, job.load.warm_up
     assert len(log.times) == len(log.tokens) + 1 == skipped + load.updates + 1
-    seconds, tokens = log.times[-1] - log.times[skipped], sum(log.tokens[skipped:])
-    rollouts = load.updates * load.rollouts
+    seconds, computed = (end - start for start, end in zip(log.times[skipped], log.times[-1], strict=True))
+    tokens, rollouts = sum(log.tokens[skipped:]), load.updates * load.rollouts
     return {
         "threads": job.threads,
         "accumulation": job.accumulation,
         "seconds_per_update": seconds / load.updates,
         "seconds_per_1000_tokens": 1000 * seconds / tokens,
+        "cpu_seconds_per_1000_tokens": 1000 * computed / tokens,
         "tokens_per_rollout": tokens / rollouts,
         "correct": sum(log.correct[skipped:]) / rollouts,
         "truncated": sum(log.truncated[skipped:]) / rollouts,
@@ -305,20 +301,18 @@ def work(job: Job) -> dict[str, object]:
 def spawn(job: Job) -> dict[str, float]:
     """What a fresh process measures."""
     quiet = {"TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__, "--job", json.dumps(asdict(job))],
-        env={**os.environ, **quiet}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = [sys.executable, __file__, "--job", json.dumps(asdict(job))]
+    done = subprocess.run(command, env={**os.environ, **quiet}, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{job} failed:\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare_speed(load: Load, repeats: int, threads: Sequence[int]) -> dict[str, object]:
+def compare_speed(load: Load, repeats: int, threads: Sequence[int], cuts: Sequence[int]) -> dict[str, Any]:
     """Both sides at their best settings: those with the fewest seconds per token, of one run each."""
     jobs = {
         "ours": [Job(side="ours", load=load, threads=count) for count in threads],
-        "trl": [Job(side="trl", load=load, threads=count, accumulation=n) for count in threads for n in (1, 4)],
+        "trl": [Job(side="trl", load=load, threads=count, accumulation=cut) for count in threads for cut in cuts],
     }
     tried = {side: [spawn(job) for job in mine] for side, mine in jobs.items()}
     costs = {side: [run["seconds_per_1000_tokens"] for run in mine] for side, mine in tried.items()}
@@ -327,29 +321,30 @@ def compare_speed(load: Load, repeats: int, threads: Sequence[int]) -> dict[str,
     for repeat in range(repeats):
         for job in (ours, theirs) if repeat % 2 == 0 else (theirs, ours):
             runs[job.side].append(spawn(replace(job, seed=repeat + 1)))
-    check_same_work(runs, repeats * load.updates * load.rollouts)
     medians = {
         side: {name: statistics.median(run[name] for run in done) for name in done[0]} for side, done in runs.items()
     }
     result = {"load": asdict(load), **medians, "runs": runs, "tried": tried}
-    for name in ("seconds_per_update", "seconds_per_1000_tokens"):
+    for name in RATIOS:
         ratios = sorted(b[name] / a[name] for a, b in zip(runs["ours"], runs["trl"], strict=True))
         result[f"{name}_ratio"] = {"median": statistics.median(ratios), "range": [ratios[0], ratios[-1]]}
     return result
 
 
-def check_same_work(runs: dict[str, list[dict[str, float]]], rollouts: int) -> None:
-    """Stops when lengths or success rates of the two sides differ by more than chance: five standard errors."""
+def check_same_work(result: dict[str, Any], load: Load) -> None:
+    """Fails when lengths or success rates of the two sides differ by more than chance: five standard errors."""
+    runs = result["runs"]
+    rollouts = len(runs["ours"]) * load.updates * load.rollouts
     for name in ("tokens_per_rollout", "correct", "truncated"):
         ours, theirs = (statistics.mean(run[name] for run in runs[side]) for side in ("ours", "trl"))
-        # Geometric lengths spread at most as much as their mean; a share spreads by at most one half.
+        # Geometric lengths cut at a budget spread less than their mean; a share spreads by at most one half.
         spread = ours if name == "tokens_per_rollout" else 0.5
-        if abs(ours - theirs) > 5 * spread * math.sqrt(2 / rollouts):
+        if abs(ours - theirs) > 5 * spread * (2 / rollouts) ** 0.5:
             raise SystemExit(f"the sides do different work: {name} is {ours:.3f} against {theirs:.3f}")
 
 
-def show_speed(result: dict[str, object]) -> None:
-    for name in ("seconds_per_update", "seconds_per_1000_tokens"):
+def show_speed(result: dict[str, Any]) -> None:
+    for name in RATIOS:
         ratio = result[f"{name}_ratio"]
         low, high = ratio["range"]
         print(
@@ -366,12 +361,6 @@ def show_speed(result: dict[str, object]) -> None:
         )
 
 
-def check_trl() -> None:
-    found = {distribution.version for distribution in importlib.metadata.distributions(name="trl")}
-    if VERSION not in found:
-        raise SystemExit(f"this benchmark needs trl {VERSION}: pip install trl=={VERSION} datasets")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, help="default 5; 2 with --quick")
@@ -383,21 +372,25 @@ def main() -> None:
         given = json.loads(arguments.job)
         print(json.dumps(work(Job(**{**given, "load": Load(**given["load"])}))))
         return
-    check_trl()
-    load = Load(problems=4, group_size=8, budget=48, updates=2) if arguments.quick else Load()
+    if VERSION not in {found.version for found in importlib.metadata.distributions(name="trl")}:
+        raise SystemExit(f"this benchmark needs trl {VERSION}: pip install trl=={VERSION} datasets")
     busy = os.getloadavg()[0]
-    parity = [spawn(Job(side="parity", load=load, threads=1, accumulation=parts)) for parts in (1, 4)]
+    load, threads, cuts, repeats = Load(), (1, 2), (1, 4, 16), 5
+    if arguments.quick:
+        load, threads, cuts, repeats = Load(problems=4, group_size=8, budget=48, updates=2), (1,), (1, 4), 2
+    parity = [spawn(Job(side="parity", load=load, threads=1, accumulation=cut)) for cut in (1, 4)]
     for found in parity:
         print(
             f"first gradient, TRL accumulation {found['accumulation']}: cosine {found['cosine']:.7f} (target "
             f"{COSINE_TARGET}), norm ratio {found['norm_ratio']:.6f} (expected {found['norm_ratio_expected']:.6f})",
             flush=True,
         )
-    speed = compare_speed(load, arguments.repeats or (2 if arguments.quick else 5), (1,) if arguments.quick else (1, 2))
+    speed = compare_speed(load, arguments.repeats or repeats, threads, cuts)
     show_speed(speed)
     if arguments.out:
         result = {"trl": VERSION, "load_average_before": busy, "parity": parity, "speed": speed}
         arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    check_same_work(speed, load)
 
 
 if __name__ == "__main__":

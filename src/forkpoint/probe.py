@@ -73,6 +73,10 @@ class Probe(Protocol):
         """The guarded verdict on each rollout."""
         ...
 
+    def values(self, rollouts: Sequence[Rollout]) -> list[Floats]:
+        """The critic's value of the state before each token of each rollout, in units of reward."""
+        ...
+
     @property
     def cost(self) -> Mapping[str, int]:
         """Spent so far: `sampled_tokens`, `scored_tokens`, `verifier_calls`, `forwards`."""

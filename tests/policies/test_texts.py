@@ -106,7 +106,7 @@ def test_a_message_cannot_forge_the_template(typed: str) -> None:
 
 def test_a_template_that_refuses_or_loses_a_message_is_one_line() -> None:
     refusing = Texts(examples.bpe_tokenizer(template="{{ raise_exception('only\nusers') }}"))
-    with pytest.raises(ModelError, match="refuses a prompt: only$"):
+    with pytest.raises(ModelError, match=r"refuses a prompt: only$"):
         refusing.encode_prompt("five")
     losing = Texts(examples.bpe_tokenizer(template="lost"))
     with pytest.raises(ModelError, match=r"cannot place the text '<\|im_end\|>'"):

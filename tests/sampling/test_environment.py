@@ -152,3 +152,17 @@ def test_a_stop_string_may_begin_in_what_the_environment_wrote() -> None:
         if rollout.stop_reason is StopReason.STOP:
             assert rollout.text.count(";") == 1 or rollout.text.endswith(";;")
     assert StopReason.STOP in {rollout.stop_reason for rollout in crossed}
+
+
+def test_a_turn_does_not_end_with_what_the_environment_wrote() -> None:
+    policy, toy = examples.character_policy(), Toy((".", *(f";{letter}" for letter in "abcdefgh")))
+    crossed = [rollout for rollout in run(policy, toy) if " ok;" in rollout.text[:-6]]
+    assert len(crossed) > 3
+    for parent in crossed[:4]:
+        first = next(span for span in parent.spans if span.kind is SpanKind.OBSERVATION)
+        assert parent.loss_mask[first.end]
+        assert not any(span.start == first.end + 1 for span in parent.spans if parent.text[first.end] != ".")
+        again = examples.request(
+            parent.prompt_tokens, parent.index, budget=40 - parent.index % 7, parent=parent, prefix=first.end
+        )
+        assert examples.sample(policy, [again], environment=toy)[0].tokens.tolist() == parent.tokens.tolist()

@@ -54,6 +54,19 @@ def test_a_long_horizon_is_no_horizon():
     assert far == pytest.approx(table_gradient(policy, fork="trained"), rel=1e-7, abs=1e-9)
 
 
+def test_advantages_with_a_horizon_average_to_nothing_and_add_up_to_the_signal():
+    policy = softmax_policy(MIXED, noisy_logits(MIXED, scale=0.5, key=Key.root(8)))
+    states, horizon, beta = edge_states(MIXED), 90, 0.03
+    timed = solve_horizon(policy, horizon=horizon, beta=beta)
+    total = np.zeros(len(states.successors))
+    for left in range(1, horizon):
+        advantages = timed.advantages(policy, beta, left)
+        means = np.add.reduceat(policy.probabilities[:, None] * advantages, states.offsets[:-1], axis=0)
+        assert np.abs(means).max() < 1e-12
+        total += (timed.visits[left][states.sources] * advantages).mean(axis=1)
+    assert timed.signal(policy, beta) == pytest.approx(total, rel=1e-9, abs=1e-12)
+
+
 def test_the_horizon_counts_the_first_edge():
     policy = spread_policy(uniform_policy(regular(3, 1, 2)))
     assert np.all(solve_horizon(policy, horizon=3).objective == 0)
@@ -113,7 +126,16 @@ def test_signals_beyond_floats_keep_their_signs(make):
     assert large.signs[0][2, 0] == small.signs[0][2, 0]
 
 
-def test_logs_and_floats_agree():
+@pytest.mark.parametrize("graph", [regular(3, 15, 5), MIXED, regular(1, 3, 2)])
+@pytest.mark.parametrize("make", [uniform_policy, golden_policy, optimal_policy, lambda g: random_policy(g, 2)])
+def test_logs_and_floats_agree(graph, make):
+    floats, logs = class_gradient(make(graph)), class_gradient(make(graph), logs=True)
+    for index in range(len(graph.profiles)):
+        assert np.array_equal(floats.signs[index], logs.signs[index])
+        assert logs.sizes[index] == pytest.approx(floats.sizes[index], rel=1e-9)
+
+
+def test_signals_grow_as_the_excursions_do():
     deep, shallow = (class_gradient(golden_policy(regular(3, k, 100))) for k in (170, 100))
     assert deep.log_sizes[0].max() > 750 > 500 > shallow.log_sizes[0].max()
     assert deep.log_sizes[0][0, -1] - shallow.log_sizes[0][0, -1] == pytest.approx(70 * np.log(101**2 / 100), rel=1e-9)
@@ -145,6 +167,8 @@ def test_wrong_settings_are_refused():
     policy = spread_policy(uniform_policy(SMALL))
     with pytest.raises(TaskError, match="horizon = 0"):
         table_gradient(policy, horizon=0)
+    with pytest.raises(TaskError, match="exceeds memory"):
+        table_gradient(policy, horizon=10**9)
     with pytest.raises(TaskError, match="fork = 'free'"):
         table_gradient(policy, fork="free")
     with pytest.raises(TaskError, match="another graph"):

@@ -198,9 +198,7 @@ def test_policies_of_another_graph_are_refused():
     with pytest.raises(TaskError, match="another graph"):
         policy_from_gaps(regular(2, 3, 2), [np.zeros((4, 2))])
     with pytest.raises(TaskError, match="another graph"):
-        type(uniform_policy(MIXED))(
-            graph=MIXED, diamonds=uniform_policy(regular(2, 3, 2)).diamonds, number=float
-        )
+        type(uniform_policy(MIXED))(graph=MIXED, diamonds=uniform_policy(regular(2, 3, 2)).diamonds, number=float)
     with pytest.raises(TaskError, match="finite"):
         policy_from_gaps(regular(2, 1, 2), [np.full((4, 1), np.nan)])
     with pytest.raises(TaskError, match="target = 9"):

@@ -12,7 +12,13 @@ from forkpoint.files import fault_from_text, install_fault_hook
 from forkpoint.store import RunWriter, list_checkpoints, stage_folder
 
 TEXT = BASE + RL
-OVERRIDES = ("stage.base.updates=3", "stage.rl.updates=4", "evaluation.final_problems=4", "evaluation.problems=4")
+OVERRIDES = (
+    "stage.base.updates=3",
+    "stage.rl.updates=4",
+    "evaluation.final_problems=4",
+    "evaluation.problems=4",
+    "stage.rl.keep_checkpoints=1",
+)
 PLACES = [
     "stage.after-commit#2",  # a stage is claimed and has not begun
     "record.before-commit#1",  # before any checkpoint
@@ -24,7 +30,7 @@ PLACES = [
     "evaluation.before-commit#2",
     "remove.after-rename#1",  # an old checkpoint on its way out
     "record.before-commit#6",  # within the second stage
-    "evaluation.after-commit#6",  # all done but for saying so
+    "evaluation.after-commit#5",  # all done but for saying so
 ]
 
 

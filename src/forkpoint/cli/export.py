@@ -12,7 +12,7 @@ from forkpoint.cli.options import Json
 from forkpoint.cli.output import finite, print_json
 from forkpoint.errors import ForkpointError, StoreError
 from forkpoint.files import fsync_path, publish_folder, storage_errors, temporary_beside, temporary_folder_beside
-from forkpoint.store import RunReader
+from forkpoint.store import RunReader, write_manifest
 
 if TYPE_CHECKING:
     from forkpoint.records import Problem, Reward, Rollout
@@ -87,6 +87,7 @@ def _copy_model(run: Path, stage: str, target: Path) -> Path:
         for path in sorted(checkpoint.iterdir()):
             if path.name not in TRAINER_FILES:
                 shutil.copyfile(path, folder / path.name)
+        write_manifest(folder)
         publish_folder(folder, target)
     return checkpoint
 

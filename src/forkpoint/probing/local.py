@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from forkpoint.batching import Row, length_buckets, pad_rows
-from forkpoint.policies.causal import CausalPolicy
+from forkpoint.policies.protocol import Policy
 from forkpoint.probe import Sampler, SampleRequest, ScoreRequest
 from forkpoint.records import Floats, Problem, Rollout, Verdict, frozen_array
 from forkpoint.verifiers.guard import Verifier
@@ -16,7 +16,7 @@ class LocalProbe:
     """Answers in the order of the requests."""
 
     def __init__(
-        self, policy: CausalPolicy, sampler: Sampler, verifier: Verifier, *, max_batch_tokens: int = 8192
+        self, policy: Policy, sampler: Sampler, verifier: Verifier, *, max_batch_tokens: int = 8192
     ) -> None:
         self._policy, self._sampler, self._verifier = policy, sampler, verifier
         self._max_batch_tokens = max_batch_tokens

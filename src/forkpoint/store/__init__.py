@@ -12,6 +12,7 @@ from forkpoint.store.checkpoints import (
     save_checkpoint,
     stage_folder,
     verify_checkpoint,
+    write_manifest,
 )
 from forkpoint.store.reader import RunReader, find_runs, identity_changes
 from forkpoint.store.rows import (
@@ -49,4 +50,5 @@ __all__ = [
     "save_checkpoint",
     "stage_folder",
     "verify_checkpoint",
+    "write_manifest",
 ]

@@ -93,7 +93,7 @@ def save_checkpoint(folder: Path, write: Callable[[Path], None], *, state: Mappi
             if (temporary / name).exists():
                 raise ValueError(f"{name} is written by save_checkpoint itself")
         write_text_atomic(temporary / STATE, encode_json(state))
-        write_text_atomic(temporary / MANIFEST, _manifest_text(_describe(temporary)))
+        write_manifest(temporary)
         _replace(temporary, folder)
     return folder
 
@@ -152,6 +152,11 @@ def _digest(path: Path) -> str:
 def _describe(folder: Path) -> Manifest:
     files = sorted(_files(folder).items())
     return {name: {"sha256": _digest(path), "bytes": path.stat().st_size} for name, path in files}
+
+
+def write_manifest(folder: Path) -> None:
+    """Write the manifest of what a folder holds, so that `verify_checkpoint` can tell when it was altered."""
+    write_text_atomic(folder / MANIFEST, _manifest_text(_describe(folder)))
 
 
 def _manifest_text(manifest: Manifest) -> str:

@@ -103,8 +103,7 @@ def _first_hits(policy: ClassPolicy[float], profile: int, horizon: int) -> Array
     hits = np.zeros(horizon + 1)
     for t in range(2, horizon + 1):  # step 1 is the edge to the fork
         mass = step @ mass
-        hits[t] = mass[chain.hit]
-        mass[chain.hit] = 0.0
+        hits[t] = mass[chain.hit]  # and gone with the next step: the row of the hit is empty
     return hits
 
 

@@ -6,9 +6,10 @@ every branch is equally likely (rows `frozen`).  A gap D is the logit of a desir
 a = sig(D - ln L), d = sig(D - ln L), b = sig(D + ln L), c = sig(D + ln L).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Generic, NamedTuple, TypeAlias
 
 import numpy as np
@@ -99,6 +100,12 @@ def optimal_policy(graph: PathStar, number: Number[N] = float) -> ClassPolicy[N]
         return ((number(1), number(0)),) * 4
 
     return _tied(graph, number, pairs)
+
+
+NAMED: Mapping[str, Callable[[PathStar], ClassPolicy[float]]] = MappingProxyType(
+    {"uniform": uniform_policy, "golden": golden_policy, "optimal": optimal_policy}
+)
+"""The policies that have a name: pretrained, converged imitation of golden paths, converged RLVR (fork frozen)."""
 
 
 def zero_gaps(graph: PathStar) -> tuple[Array, ...]:

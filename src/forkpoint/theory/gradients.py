@@ -54,11 +54,13 @@ class ClassGradient:
         return tuple((np.flatnonzero(self.signs[profile][row] < 0) + 1).tolist())
 
 
-def class_gradient(policy: ClassPolicy[float]) -> ClassGradient:
-    """The signal G of every class, exact; in logs where a float would overflow.
+def class_gradient(policy: ClassPolicy[float], *, logs: bool = False) -> ClassGradient:
+    """The signal G of every class, exact; in logs where a float would overflow, or everywhere with `logs`.
 
     Raises `TaskError` when the walk may never hit.
     """
+    if logs:
+        return _log_gradient(policy)
     pairs = _signal_pairs(policy)
     # Logs also where numbers are so small that a product may have underflowed: the sign must be right.
     if not all(part == 0 or SMALLEST < part < LARGEST for row in pairs for pair in row for part in pair):
@@ -138,10 +140,7 @@ def table_gradient(
         solution = solve_table(policy)
         signal = beta * (solution.visits[states.sources] * solution.advantages).mean(axis=1)
     else:
-        timed = solve_horizon(policy, horizon=horizon, beta=beta)
-        signal = np.zeros(len(states.successors))
-        for left in range(1, horizon):
-            signal += (timed.visits[left][states.sources] * timed.advantages(policy, beta, left)).mean(axis=1)
+        signal = solve_horizon(policy, horizon=horizon, beta=beta).signal(policy, beta)
     gradient = policy.probabilities * signal
     return np.where(states.frozen_rows, 0.0, gradient) if fork == "frozen" else gradient
 

@@ -9,9 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from forkpoint.errors import TaskError
 from forkpoint.theory.chains import check_horizon
 from forkpoint.theory.graphs import Array, edge_states
 from forkpoint.theory.tables import TablePolicy
+
+MOST_NUMBERS = 150_000_000
+"""Values and visits together take 16 bytes of memory for each."""
+
+BLOCK = 64
+"""Moments that are summed at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -32,15 +39,32 @@ class HorizonSolution:
         table[states.targets[None, :] == states.sources[:, None]] = 0.0
         return table
 
+    def signal(self, policy: TablePolicy, beta: float) -> Array:
+        """The sum over time of d_x(s) A_x(s, a), averaged over targets: one number per legal move."""
+        states = edge_states(policy.graph)
+        signal = np.zeros(len(states.successors))
+        for first in range(1, len(self.values), BLOCK):
+            last = min(first + BLOCK, len(self.values))
+            visits, now, after = (
+                np.ascontiguousarray(part.transpose(1, 2, 0)).reshape(states.count, -1)
+                for part in (self.visits[first:last], self.values[first:last], self.values[first - 1 : last - 1])
+            )
+            here = np.einsum("ij,ij->i", visits, now + beta)
+            signal += np.einsum("ij,ij->i", visits[states.sources], after[states.successors]) - here[states.sources]
+        return signal / policy.graph.branches
+
 
 def solve_horizon(policy: TablePolicy, *, horizon: int, beta: float = 0.0) -> HorizonSolution:
     """Exact values and visits of walks of at most `horizon` edges, by dynamic programming.
 
     The first edge, from the source to the fork, counts: after a prompt of that edge a policy samples at most
-    `horizon` - 1 moves.  Memory and time are O(horizon S W).  Raises `TaskError` for a horizon below 1.
+    `horizon` - 1 moves.  Memory and time are O(horizon S W).  Raises `TaskError` for a
+    horizon below 1 or too large for memory.
     """
     check_horizon(horizon)
     states, matrix, width = edge_states(policy.graph), policy.matrix(), policy.graph.branches
+    if horizon * states.count * width > MOST_NUMBERS:
+        raise TaskError(f"horizon = {horizon}: times {states.count} states and {width} targets it exceeds memory.")
     columns = np.arange(width)
     values = np.zeros((horizon, states.count, width))
     visits = np.zeros_like(values)

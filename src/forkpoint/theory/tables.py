@@ -207,7 +207,6 @@ def solve_table(policy: TablePolicy) -> TableSolution:
     columns = np.arange(policy.graph.branches)
     steps = 1.0 + values[0]
     values[states.targets, columns] = 0.0
-    visits[states.targets, columns] = 0.0
     means = policy.matrix() @ values
     advantages = means[states.sources] - values[states.successors]
     advantages[states.targets[None, :] == states.sources[:, None]] = 0.0

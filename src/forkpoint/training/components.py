@@ -13,7 +13,7 @@ from forkpoint.batching import Row, TokenBatch, length_buckets, pad_rows, paddin
 from forkpoint.losses import Loss
 from forkpoint.losses.divergence import sequence_k2, token_k2
 from forkpoint.losses.imitation import cross_entropy
-from forkpoint.policies.causal import CausalPolicy
+from forkpoint.policies.protocol import Policy
 from forkpoint.records import LossOutput
 
 
@@ -21,7 +21,7 @@ from forkpoint.records import LossOutput
 class Reference:
     """A frozen policy to stay near, and how the distance is charged."""
 
-    policy: CausalPolicy
+    policy: Policy
     kind: str
 
 
@@ -35,7 +35,7 @@ class Objective:
     temperature: float = 1.0
 
 
-def accumulate(policy: CausalPolicy, rows: Sequence[Row], objective: Objective, *, max_tokens: int) -> dict[str, float]:
+def accumulate(policy: Policy, rows: Sequence[Row], objective: Objective, *, max_tokens: int) -> dict[str, float]:
     """Adds the gradient of the whole update to the parameters; returns sums over the micro-batches.
 
     Rows that carry no weight and no advantage are skipped: their gradient is zero, and the denominators already

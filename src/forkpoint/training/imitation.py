@@ -10,7 +10,7 @@ import numpy as np
 from forkpoint.batching import Row, text_row
 from forkpoint.config.recipe import TextStage
 from forkpoint.losses import token_weights
-from forkpoint.policies.causal import CausalPolicy
+from forkpoint.policies.protocol import Policy
 from forkpoint.policies.texts import Texts
 from forkpoint.probe import Probe
 from forkpoint.records import Rollout, TextExample, frozen_array
@@ -30,7 +30,7 @@ class TextTraining:
     """Everything that turns one batch of texts into one optimizer step."""
 
     stage: TextStage
-    policy: CausalPolicy
+    policy: Policy
     optimization: Optimization
     draw: Draw
 

@@ -12,7 +12,7 @@ from forkpoint.batching import Row, sampled_row
 from forkpoint.config.recipe import RLStage
 from forkpoint.credit import CreditRule
 from forkpoint.losses import Loss, token_weights
-from forkpoint.policies.causal import CausalPolicy
+from forkpoint.policies.protocol import Policy
 from forkpoint.probe import Probe
 from forkpoint.records import Batch, Credit, Group, Outcome, SampledExample
 from forkpoint.rewards import outcome_rewards
@@ -30,7 +30,7 @@ class RLTraining:
 
     stage: RLStage
     task: Task
-    policy: CausalPolicy
+    policy: Policy
     optimization: Optimization
     probe: Probe
     weights_changed: Callable[[int], None]

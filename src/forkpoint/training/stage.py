@@ -6,7 +6,7 @@ from pathlib import Path
 
 from forkpoint.config.recipe import RLStage, TextStage
 from forkpoint.errors import CheckpointError
-from forkpoint.policies.causal import CausalPolicy
+from forkpoint.policies.protocol import Policy
 from forkpoint.probe import Probe
 from forkpoint.records import Credit, Group, UpdateRecord
 from forkpoint.seeds import Key
@@ -42,11 +42,11 @@ class StageContext:
     writer: RunWriter
     parent: Path | None
     """Checkpoint of the stage that this one starts from; None: the policy as built."""
-    load_policy: Callable[[Path | None, Path | None], CausalPolicy]
+    load_policy: Callable[[Path | None, Path | None], Policy]
     """The policy from (parent, own checkpoint)."""
-    make_probe: Callable[[CausalPolicy], tuple[Probe, Callable[[int], None]]]
+    make_probe: Callable[[Policy], tuple[Probe, Callable[[int], None]]]
     """A probe of the policy, and what to call with the version when its weights have changed."""
-    make_training: Callable[[CausalPolicy, Optimization, Probe, Callable[[int], None]], Training]
+    make_training: Callable[[Policy, Optimization, Probe, Callable[[int], None]], Training]
     plan: EvaluationPlan
     final_plan: EvaluationPlan
     identity: Mapping[str, JSON]

@@ -1,0 +1,37 @@
+"""What training and probing need of a policy: causal language models and tables of moves alike."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from forkpoint.batching import TokenBatch
+from forkpoint.policies.texts import Texts
+
+
+class Policy(Protocol):
+    """A distribution over the next token, with weights, texts and a place to be saved to."""
+
+    model: Any
+    """The module whose parameters are trained."""
+    texts: Texts
+    device: torch.device
+    context_length: int
+    """Most tokens of a prompt and its rollout together."""
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether only low-rank adapters are trained."""
+        ...
+
+    def logprobs(
+        self, batch: TokenBatch, *, temperature: float = 1.0, where: Bool[Tensor, "B T"] | None = None
+    ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+        """Log-probability of each token and entropy of its distribution, nats; 0 outside `where` (the loss mask)."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes all that a later load needs."""
+        ...

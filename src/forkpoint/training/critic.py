@@ -1,0 +1,112 @@
+"""A critic over states: what a value function of the policy's last edge can know, fitted to rewards to go.
+
+For a policy that is a table the last edge is all that the policy sees.  The target is hidden, and so is the time left:
+the value is the mean over both, and as a baseline it adds no bias.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from forkpoint.credit.critic import batch_token_rewards, gae_advantages, right_padded
+from forkpoint.errors import CheckpointError
+from forkpoint.records import Batch, Floats, Rollout, frozen_array
+
+FILE = "critic.safetensors"
+"""The critic's values, beside the model in a checkpoint."""
+
+
+class Critic(Protocol):
+    """Learned state values: an auxiliary module that a stage trains and saves beside its policy."""
+
+    def values(self, rollouts: Sequence[Rollout]) -> list[Floats]:
+        """The value of the state before each token of each rollout."""
+        ...
+
+    def fit(self, batch: Batch) -> dict[str, float]:
+        """Learns from a rewarded batch; returns metrics."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes the critic into a checkpoint."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Restores what `save` wrote."""
+        ...
+
+
+class TableCritic:
+    """One value for each token: the mean reward to go after it, a running mean over batches."""
+
+    def __init__(self, vocabulary: int, *, rate: float = 0.5, gamma: float = 1.0) -> None:
+        self._rate, self._gamma = rate, gamma
+        self._values = np.zeros(vocabulary)
+        self._seen = np.zeros(vocabulary, np.bool_)
+
+    def values(self, rollouts: Sequence[Rollout]) -> list[Floats]:
+        """The value of the state before each token: of the token before it."""
+        return [frozen_array(self._values[previous_tokens(rollout)], np.float32) for rollout in rollouts]
+
+    def fit(self, batch: Batch) -> dict[str, float]:
+        """V <- V + rate (mean reward to go - V) in each state met; a state met first takes the mean itself.
+
+        Returns `critic_error`, the root of the mean squared error before the fit, and `critic_explained`, the share of
+        the variance of the reward to go that the values explain.
+        """
+        rewards = right_padded(batch_token_rewards(batch))
+        returns = gae_advantages(rewards, np.zeros_like(rewards), gamma=self._gamma, lam=1.0)
+        states = [previous_tokens(rollout)[rollout.loss_mask] for rollout in batch.rollouts]
+        if not states:
+            return {}
+        flat = np.concatenate(states)
+        targets = np.concatenate([row[: len(mine)] for row, mine in zip(returns, states, strict=True)])
+        error = targets - self._values[flat]
+        metrics = _explained(error, targets)
+        self._move(flat, targets)
+        return metrics
+
+    def _move(self, states: NDArray[np.int32], targets: NDArray[np.float64]) -> None:
+        size = len(self._values)
+        counts = np.bincount(states, minlength=size)
+        met = counts > 0
+        means = np.bincount(states, weights=targets, minlength=size)[met] / counts[met]
+        rates = np.where(self._seen[met], self._rate, 1.0)
+        self._values[met] += rates * (means - self._values[met])
+        self._seen |= met
+
+    def save(self, folder: Path) -> None:
+        """Writes values and which states were met."""
+        save_file({"values": self._values, "seen": self._seen}, folder / FILE)
+
+    def load(self, folder: Path) -> None:
+        """Restores what `save` wrote.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or of another critic.
+        """
+        try:
+            found = load_file(folder / FILE)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{folder / FILE} cannot be read: {str(error).splitlines()[0]}") from None
+        shapes = {name: array.shape for name, array in found.items()}
+        if shapes != {"values": self._values.shape, "seen": self._seen.shape}:
+            raise CheckpointError(f"{folder / FILE} is of another critic.")
+        self._values, self._seen = found["values"].copy(), found["seen"].copy()
+
+
+def previous_tokens(rollout: Rollout) -> NDArray[np.int32]:
+    """The token before each token of a rollout."""
+    return np.concatenate([rollout.prompt_tokens[-1:], rollout.tokens])[: len(rollout.tokens)]
+
+
+def _explained(error: NDArray[np.float64], targets: NDArray[np.float64]) -> dict[str, float]:
+    if not len(targets):
+        return {}
+    square, variance = float(np.mean(error**2)), float(np.var(targets))
+    return {"critic_error": square**0.5, "critic_explained": 1.0 - square / variance if variance > 0 else 0.0}
