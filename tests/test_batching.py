@@ -1,5 +1,6 @@
 """Records to tensors: buckets, padding, and the rows of texts and rollouts."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -42,6 +43,20 @@ def test_the_shapes_of_buckets_depend_on_the_lengths_alone(lengths: list[int], s
         return [[values[place] for place in bucket] for bucket in length_buckets(values, max_tokens=600)]
 
     assert shapes(lengths) == shapes(shuffled)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30).filter(lambda lengths: len(set(lengths)) <= 6))
+def test_no_other_cut_is_cheaper(lengths: list[int]) -> None:
+    def cost(buckets: list[list[int]]) -> int:
+        return sum(len(bucket) * max(bucket) + 20 for bucket in buckets)
+
+    buckets = length_buckets(lengths, max_tokens=10**6, overhead=20, max_padding=1.0)
+    values = sorted(set(lengths))
+    choices = []
+    for kept in itertools.product((False, True), repeat=len(values) - 1):
+        edges = [0, *(place + 1 for place, cut in enumerate(kept) if cut), len(values)]
+        choices.append(cost([[size for size in lengths if size in values[a:b]] for a, b in itertools.pairwise(edges)]))
+    assert cost([[lengths[place] for place in bucket] for bucket in buckets]) == min(choices)
 
 
 def test_the_cut_is_the_cheapest_one() -> None:

@@ -5,7 +5,7 @@ share a prompt hold it once.  Letters: P prompts, U prompt positions, B rows, T 
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,12 +74,60 @@ def text_row(example: TextExample) -> Row:
     return Row(prompt=example.tokens[:start], tokens=example.tokens[start:], loss_mask=example.loss_mask[start:])
 
 
-def pad_rows(rows: Sequence[Row], places: Sequence[int], *, device: torch.device | str = "cpu") -> TokenBatch:
-    """The padded tensors of the rows at `places`."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PromptTable:
+    """The distinct prompts of some rows, padded on the right."""
+
+    prompts: Int[Tensor, "P U"]
+    lengths: Int[Tensor, " P"]
+    places: Mapping[bytes, int]
+    """Prompt to its row in the table."""
+
+
+def pad_prompts(rows: Sequence[Row], *, device: torch.device | str = "cpu") -> PromptTable:
+    """The table of the rows' prompts, in order of appearance."""
+    places: dict[bytes, int] = {}
+    for row in rows:
+        places.setdefault(row.prompt.tobytes(), len(places))
+    distinct = [np.frombuffer(data, np.int32) for data in places]
+    table = np.zeros((len(distinct), max(map(len, distinct))), np.int64)
+    for place, prompt in enumerate(distinct):
+        table[place, : len(prompt)] = prompt
+    lengths = torch.tensor([len(prompt) for prompt in distinct], device=device)
+    return PromptTable(prompts=torch.from_numpy(table).to(device), lengths=lengths, places=places)
+
+
+def prompt_chunks(rows: Sequence[Row], places: Sequence[int], *, max_tokens: int) -> list[list[int]]:
+    """The places in runs whose distinct prompts hold at most `max_tokens` tokens together (one prompt may hold more).
+
+    Rows of one prompt stay together, so that it is computed once.
+    """
+    members: dict[bytes, list[int]] = {}
+    for place in places:
+        members.setdefault(rows[place].prompt.tobytes(), []).append(place)
+    chunks: list[list[int]] = []
+    room = 0
+    for group in members.values():
+        length = len(rows[group[0]].prompt)
+        if not chunks or length > room:
+            chunks.append([])
+            room = max_tokens
+        chunks[-1] += group
+        room -= length
+    return chunks
+
+
+def pad_rows(
+    rows: Sequence[Row],
+    places: Sequence[int],
+    *,
+    table: PromptTable | None = None,
+    device: torch.device | str = "cpu",
+) -> TokenBatch:
+    """The padded tensors of the rows at `places`; `table` holds their prompts, others too, if it is given."""
     chosen = [rows[place] for place in places]
-    prompts: dict[bytes, int] = {}
-    index = [prompts.setdefault(row.prompt.tobytes(), len(prompts)) for row in chosen]
-    distinct = [np.frombuffer(data, np.int32) for data in prompts]
+    table = table or pad_prompts(chosen, device=device)
+    index = [table.places[row.prompt.tobytes()] for row in chosen]
     width = max(len(row.tokens) for row in chosen)
 
     def pad(name: str, dtype: type[np.generic]) -> Tensor:
@@ -89,12 +137,9 @@ def pad_rows(rows: Sequence[Row], places: Sequence[int], *, device: torch.device
             table[place, : len(values)] = values
         return torch.from_numpy(table).to(device)
 
-    heads = np.zeros((len(distinct), max(map(len, distinct))), np.int64)
-    for place, prompt in enumerate(distinct):
-        heads[place, : len(prompt)] = prompt
     return TokenBatch(
-        prompts=torch.from_numpy(heads).to(device),
-        prompt_lengths=torch.tensor([len(prompt) for prompt in distinct], device=device),
+        prompts=table.prompts,
+        prompt_lengths=table.lengths,
         prompt_index=torch.tensor(index, device=device),
         tokens=pad("tokens", np.int64),
         loss_mask=pad("loss_mask", np.bool_),

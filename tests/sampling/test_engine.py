@@ -114,7 +114,8 @@ def test_the_record_is_what_was_asked_for() -> None:
 @pytest.mark.parametrize(
     ("kind", "stops"),
     [
-        ("character", (".",)), ("character", ("ab",)), ("character", ("c;", "ok", ".")), ("two", ("abba", "bbb", "aaba")),
+        ("character", (".",)), ("character", ("ab",)), ("character", ("c;", "ok", ".")),
+        ("two", ("abba", "bbb", "aab")),
         ("bpe", ("é", "the", " w", "lo", "1")), ("byte", ("éa", "√")), ("byte", ("ééé", "aéa", "√é")),
     ],
 )  # fmt: skip

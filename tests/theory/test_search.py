@@ -4,6 +4,7 @@ from lab_examples import MIXED, random_policy, regular
 from forkpoint.errors import TaskError
 from forkpoint.seeds import Key
 from forkpoint.theory.classes import golden_policy, optimal_policy, uniform_policy
+from forkpoint.theory.graphs import PathStar, edge_states
 from forkpoint.theory.search import search_result
 from forkpoint.theory.simulation import simulate
 from forkpoint.theory.solving import hitting_time
@@ -24,6 +25,37 @@ def test_search_at_the_smaller_graph():
     graph = regular(6, 6, 5)
     assert search_result(optimal_policy(graph)).steps == 79
     assert search_result(golden_policy(graph)).steps == pytest.approx(139)
+
+
+def enumerated(policy, target):
+    """The chance of a hit and the mean steps on a hit, over every walk that enters no directed edge twice."""
+    states, table = edge_states(policy.graph), policy.probabilities.tolist()
+    offsets, successors, leaf = states.offsets.tolist(), states.successors.tolist(), int(states.targets[target])
+    chance, steps = 0.0, 0.0
+    stack = [(0, frozenset(), 1.0, 1)]
+    while stack:
+        at, taken, weight, length = stack.pop()
+        if at == leaf:
+            chance, steps = chance + weight, steps + weight * length
+            continue
+        free = [i for i in range(offsets[at], offsets[at + 1]) if successors[i] not in taken]
+        total = sum(table[i] for i in free)
+        for i in free:
+            move, share = successors[i], table[i] / total if total else 1 / len(free)
+            if share:
+                stack.append((move, taken | {move}, weight * share, length + 1))
+    return chance, steps
+
+
+@pytest.mark.parametrize("graph", [regular(2, 1, 3), regular(2, 2, 2), PathStar(depths=(2, 1, 1), lanes=(2, 1, 2))])
+@pytest.mark.parametrize("make", [uniform_policy, golden_policy, optimal_policy, lambda g: random_policy(g, 7, 1.5)])
+def test_exact_search_equals_the_enumeration_of_every_walk(graph, make):
+    policy = make(graph)
+    parts = [enumerated(spread_policy(policy), target) for target in range(graph.branches)]
+    chance, steps = (sum(column) / graph.branches for column in zip(*parts, strict=True))
+    found = search_result(policy)
+    assert found.hit_probability == pytest.approx(chance, rel=1e-12)
+    assert found.steps == pytest.approx(steps / chance, rel=1e-12)
 
 
 @pytest.mark.parametrize("graph", [regular(3, 3, 3), MIXED, regular(1, 2, 2)])
@@ -57,6 +89,8 @@ def test_a_walk_depends_on_its_own_numbers_only():
     assert few.steps.tolist() == many.steps[:9].tolist()
     assert few.hits.tolist() == many.hits[:9].tolist()
     assert many.steps.max() == 50
+    first = simulate(policy, walkers=90, key=Key.root(1), horizon=50, target=0)
+    assert first.steps[::3].tolist() == many.steps[::3].tolist()
     assert (many.steps[~many.hits] == 50).all()
 
 

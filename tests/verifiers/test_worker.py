@@ -213,3 +213,20 @@ def test_a_fork_of_the_owner_leaves_the_child_alone(worker):
     assert os.waitpid(process, 0)[1] == 0
     assert worker.call("fine").value == 42
     assert worker.pid == pid
+
+
+def test_a_fork_of_the_owner_that_ends_leaves_the_child_alone():
+    code = (
+        "import os, sys\n"
+        "from forkpoint.verifiers.worker import Worker\n"
+        "worker = Worker('worker_targets:count')\n"
+        "worker.call()\n"
+        "process = os.fork()\n"
+        "if process == 0:\n"
+        "    sys.exit()\n"
+        "os.waitpid(process, 0)\n"
+        "assert worker.call().value == 2\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.stderr == ""

@@ -2,27 +2,29 @@
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from forkpoint.assembly.lab import build_critic, build_tabular
 from forkpoint.assembly.tables import CREDIT_RULES, LOSSES, build_task, model_folder, resolve
-from forkpoint.config.recipe import FolderPolicy, Recipe, RLStage, TextStage
+from forkpoint.config.recipe import FolderPolicy, Recipe, RLStage, TabularPolicy, TextStage
 from forkpoint.errors import RecipeError
 from forkpoint.seeds import Key
 from forkpoint.tasks.protocol import Interactive, Task, split_problems
 
 if TYPE_CHECKING:
-    from forkpoint.policies.causal import CausalPolicy
-    from forkpoint.probe import Probe
+    from forkpoint.policies.protocol import Policy
+    from forkpoint.probe import Probe, Sampler
     from forkpoint.store import RunWriter
+    from forkpoint.training.critic import Critic
     from forkpoint.training.optimization import Optimization
     from forkpoint.training.stage import StageContext
     from forkpoint.training.unit import Training
 
 
-def build_policy(recipe: Recipe, folder: Path) -> "CausalPolicy":
+def build_policy(recipe: Recipe, folder: Path) -> "Policy":
     """The policy that a recipe describes, before any stage."""
     from forkpoint.policies.causal import CausalPolicy
     from forkpoint.policies.folder import DTYPES, load_folder
@@ -30,6 +32,8 @@ def build_policy(recipe: Recipe, folder: Path) -> "CausalPolicy":
     from forkpoint.policies.tiny import build_decoder
 
     spec = recipe.policy
+    if isinstance(spec, TabularPolicy):
+        return build_tabular(recipe, spec, folder)
     if isinstance(spec, FolderPolicy):
         return load_folder(model_folder(spec, folder), dtype=spec.dtype, device=spec.device)
     alphabet = shared_alphabet(recipe, folder)
@@ -72,21 +76,24 @@ class Assembly:
     def stage_context(self, name: str, writer: "RunWriter", stop: Callable[[], bool]) -> "StageContext":
         """Everything that the stage of this name needs."""
         from forkpoint.training.evaluation import EvaluationPlan
+        from forkpoint.training.rl import RLTraining
         from forkpoint.training.stage import StageContext
 
         recipe, stage = self.recipe, self.recipe.get_stage(name)
         task = self.task(stage)
         key = Key.root(recipe.seed).child(name)
+        critic = build_critic(recipe, stage, task)
 
-        def policy(parent: Path | None, checkpoint: Path | None) -> "CausalPolicy":
+        def policy(parent: Path | None, checkpoint: Path | None) -> "Policy":
             lora = recipe.policy.lora if isinstance(recipe.policy, FolderPolicy) else None
             loaded = self._policy(parent if lora is not None or checkpoint is None else checkpoint)
             return loaded if lora is None else self.with_adapters(loaded, name)
 
         def training(
-            policy: "CausalPolicy", optimization: "Optimization", probe: "Probe", changed: Callable[[int], None]
+            policy: "Policy", optimization: "Optimization", probe: "Probe", changed: Callable[[int], None]
         ) -> "Training":
-            return self._training(stage, task, policy, optimization, probe, changed)
+            made = self._training(stage, task, policy, optimization, probe, changed)
+            return made if critic is None or not isinstance(made, RLTraining) else replace(made, critic=critic)
 
         plans = [
             EvaluationPlan(
@@ -101,16 +108,19 @@ class Assembly:
         ]
         return StageContext(
             run=self.run, stage=stage, key=key, writer=writer, parent=self._parent(stage), load_policy=policy,
-            make_probe=lambda made: self._probe(made, task), make_training=training, plan=plans[0],
-            final_plan=plans[1], identity=run_identity(recipe), stop=stop,
+            make_probe=lambda made: self._probe(made, task, critic=critic), make_training=training,
+            critic=critic, plan=plans[0], final_plan=plans[1], identity=run_identity(recipe), stop=stop,
         )  # fmt: skip
 
-    def _policy(self, folder: Path | None) -> "CausalPolicy":
+    def _policy(self, folder: Path | None) -> "Policy":
         """The policy in a checkpoint, or as built where there is none."""
         from forkpoint.policies.folder import load_folder
+        from forkpoint.policies.tabular import load_tabular
 
         if folder is None:
             return build_policy(self.recipe, self.origin)
+        if isinstance(self.recipe.policy, TabularPolicy):
+            return load_tabular(folder, device=self.recipe.policy.device)
         return load_folder(folder, dtype=self.recipe.policy.dtype, device=self.recipe.policy.device)
 
     def _parent(self, stage: RLStage | TextStage) -> Path | None:
@@ -132,28 +142,43 @@ class Assembly:
             folder=self.origin,
         )
 
-    def with_adapters(self, policy: "CausalPolicy", stage: str) -> "CausalPolicy":
+    def with_adapters(self, policy: "Policy", stage: str) -> "Policy":
         """The policy with the recipe's adapters, or itself where it has none."""
+        from forkpoint.policies.causal import CausalPolicy
         from forkpoint.policies.folder import add_adapters
 
         spec = self.recipe.policy
-        if not isinstance(spec, FolderPolicy) or spec.lora is None:
+        if not isinstance(spec, FolderPolicy) or spec.lora is None or not isinstance(policy, CausalPolicy):
             return policy
         key = Key.root(self.recipe.seed).child(stage, "adapters")
         return add_adapters(policy, rank=spec.lora.rank, alpha=spec.lora.alpha, modules=spec.lora.modules, key=key)
 
-    def _probe(self, policy: "CausalPolicy", task: Task) -> tuple["Probe", Callable[[int], None]]:
+    def _probe(
+        self, policy: "Policy", task: Task, *, critic: "Critic | None" = None
+    ) -> tuple["Probe", Callable[[int], None]]:
         from forkpoint.probing.local import LocalProbe
-        from forkpoint.sampling.engine import LocalSampler
         from forkpoint.verifiers.guard import guarded
 
-        environment = task if isinstance(task, Interactive) else None
-        sampler = LocalSampler(policy, slots=self.recipe.slots, environment=environment)
+        sampler = self._sampler(policy, task)
         verifier = guarded(task.verify, fixed_length=getattr(task, "budget", None))
-        return LocalProbe(policy, sampler, verifier), sampler.update_weights
+        values = None if critic is None else critic.values
+        return LocalProbe(policy, sampler, verifier, critic=values), sampler.update_weights
+
+    def _sampler(self, policy: "Policy", task: Task) -> "Sampler":
+        from forkpoint.policies.causal import CausalPolicy
+        from forkpoint.policies.tabular import TabularPolicy as EdgePolicy
+        from forkpoint.sampling.engine import LocalSampler
+        from forkpoint.sampling.tabular import TabularSampler
+
+        if isinstance(policy, EdgePolicy):
+            return TabularSampler(policy, slots=self.recipe.slots)
+        if not isinstance(policy, CausalPolicy):
+            raise TypeError(f"no engine samples from a {type(policy).__name__}")
+        environment = task if isinstance(task, Interactive) else None
+        return LocalSampler(policy, slots=self.recipe.slots, environment=environment)
 
     def _training(
-        self, stage: RLStage | TextStage, task: Task, policy: "CausalPolicy", optimization: "Optimization",
+        self, stage: RLStage | TextStage, task: Task, policy: "Policy", optimization: "Optimization",
         probe: "Probe", changed: Callable[[int], None],
     ) -> "Training":  # fmt: skip
         from forkpoint.training.components import Reference

@@ -2,22 +2,25 @@
 
 import inspect
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, NoneType
 from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
+
 from forkpoint.assembly.build import Assembly, build_policy, evaluation_budget
+from forkpoint.assembly.lab import build_critic
 from forkpoint.assembly.tables import CREDIT_RULES, LOSSES, resolve
 from forkpoint.config.recipe import FolderPolicy, Recipe, RLStage, TextStage
 from forkpoint.conformance import written_rollout
 from forkpoint.errors import ModelError, RecipeError, TaskError, unknown_name
-from forkpoint.records import Batch, Group, Outcome, Problem, Reward, Verdict
+from forkpoint.records import Batch, Floats, Group, Outcome, Problem, Reward, Rollout, Verdict, frozen_array
 from forkpoint.seeds import Key
 from forkpoint.tasks.protocol import Finite, Task, split_problems
 
 if TYPE_CHECKING:
-    from forkpoint.policies.causal import CausalPolicy
+    from forkpoint.policies.protocol import Policy
 
 PROBED = 32
 """Problems and texts of an endless task that are tried."""
@@ -37,6 +40,8 @@ def check_recipe(recipe: Recipe, origin: Path, run: Path) -> None:
         if isinstance(stage, RLStage):
             _check_rules(stage)
     tasks = {stage.name: assembly.task(stage) for stage in recipe.stage}
+    for stage in recipe.stage:
+        build_critic(recipe, stage, tasks[stage.name])
     check_device(recipe.policy.device)
     policy = build_policy(recipe, origin)
     if isinstance(recipe.policy, FolderPolicy) and recipe.policy.lora is not None:
@@ -89,6 +94,13 @@ def _check_options(where: str, function: Callable[..., Any], options: Mapping[st
             raise RecipeError(f"{where}.{name} = {value!r} must be {' or '.join(kind.__name__ for kind in kinds)}.")
 
 
+class _Values:
+    """Stands in for a probe: every value is 0."""
+
+    def values(self, rollouts: Sequence[Rollout]) -> list[Floats]:
+        return [frozen_array(np.zeros(len(rollout.tokens)), np.float32) for rollout in rollouts]
+
+
 def _try_rules(where: str, stage: RLStage, rule: Callable[..., Any], loss: Callable[..., Any]) -> None:
     """Calls our own rules once, on next to nothing, so that they refuse options out of bounds before training."""
     import torch
@@ -100,14 +112,14 @@ def _try_rules(where: str, stage: RLStage, rule: Callable[..., Any], loss: Calla
     number = torch.zeros(1, 1)
     try:
         if stage.credit.rule in CREDIT_RULES:
-            rule(Batch(groups=(group,), update=0), None, **stage.credit.options)
+            rule(Batch(groups=(group,), update=0), _Values(), **stage.credit.options)
         if stage.loss.name in LOSSES:
             loss(number, number, number, number, **stage.loss.options)
     except ValueError as error:
         raise RecipeError(f"{where}: {error}") from None
 
 
-def _check_stage(recipe: Recipe, stage: RLStage | TextStage, task: Task, policy: "CausalPolicy") -> None:
+def _check_stage(recipe: Recipe, stage: RLStage | TextStage, task: Task, policy: "Policy") -> None:
     where = f"[[stage]] '{stage.name}'"
     key = Key.root(recipe.seed).child("check")
     if isinstance(task, Finite):
@@ -137,7 +149,7 @@ def _sampling_budget(recipe: Recipe, stage: RLStage | TextStage) -> int | None:
     return evaluation_budget(recipe, recipe.get_stage(stage.data.removeprefix("rollouts:")))
 
 
-def check_length(where: str, task: Task, policy: "CausalPolicy", problem: Problem, budget: int) -> None:
+def check_length(where: str, task: Task, policy: "Policy", problem: Problem, budget: int) -> None:
     """Raises a ForkpointError when a rollout of `budget` tokens of this problem does not fit the task or the model."""
     fixed = getattr(task, "budget", None)
     if fixed is not None and fixed(problem) != budget:
@@ -154,7 +166,7 @@ def check_length(where: str, task: Task, policy: "CausalPolicy", problem: Proble
         )
 
 
-def _check_corpus(where: str, stage: TextStage, task: Task, policy: "CausalPolicy", key: Key) -> None:
+def _check_corpus(where: str, stage: TextStage, task: Task, policy: "Policy", key: Key) -> None:
     from forkpoint.training.imitation import demonstration_example
 
     if stage.data not in task.corpora:

@@ -21,13 +21,19 @@ TASKS: Mapping[str, str] = MappingProxyType(
         "countdown": "forkpoint.tasks.countdown",
         "jsonl": "forkpoint.tasks.jsonl",
         "gym": "forkpoint.tasks.gym",
+        "lab": "forkpoint.tasks.lab",
     }
 )
 """Modules with `Settings` and `build(settings)`."""
 
 CREDIT_RULES: Mapping[str, str] = MappingProxyType(
-    {name: f"forkpoint.credit:{name}" for name in ("leave_one_out", "group_mean_std", "max_rl", "survivors")}
+    {
+        name: f"forkpoint.credit:{name}"
+        for name in ("leave_one_out", "group_mean_std", "max_rl", "survivors", "critic")
+    }
 )
+CRITIC_RULES = frozenset({"critic"})
+"""The credit rules that ask the probe for values."""
 LOSSES: Mapping[str, str] = MappingProxyType(
     {name: f"forkpoint.losses:{name}" for name in ("reinforce", "clipped_surrogate", "dppo_tv")}
 )

@@ -71,11 +71,27 @@ class FolderPolicy(Strict):
     """Where the policy lives: `cpu`, `cuda`, `cuda:1`."""
 
 
+class TabularPolicy(Strict):
+    """A policy over the moves of the task `lab`: a table of logits, or a transformer that begins as that table."""
+
+    kind: Literal["tabular"]
+    architecture: Literal["table", "transformer"] = "table"
+    """`table`: one logit for each legal move; `transformer`: one attention head over the last edges added to it."""
+    window: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Edges that the transformer sees, 1 to 1024; a table sees the last one."""
+    start: str = "uniform"
+    """`uniform` (the pretrained policy), `golden`, `optimal`, or a policy file of the lab, seen from the recipe."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Number format of the weights."""
+    device: str = "cpu"
+    """Where the policy lives: `cpu`, `cuda`, `cuda:1`."""
+
+
 class Credit(Strict):
     """How rewards become one advantage per token."""
 
     rule: str = "leave_one_out"
-    """`leave_one_out`, `group_mean_std`, `max_rl`, or `package.module:function`."""
+    """`leave_one_out`, `group_mean_std`, `max_rl`, `survivors`, `critic`, or `package.module:function`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword options of the rule."""
 
@@ -193,6 +209,8 @@ class RLStage(StageBase):
     loss: PolicyLoss = PolicyLoss()
     divergence: Divergence | None = None
     reward: RewardRule = RewardRule()
+    critic_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the way that a critic's values go toward a batch's mean reward to go; only the rule `critic` has one."""
     keep_rollouts: Annotated[str, Field(pattern=r"^(all|every:[1-9][0-9]{0,8}|sample:[1-9][0-9]{0,8})$")] = "every:10"
     """Which updates' rollouts the store keeps: `all`, `every:N`, or `sample:K` groups of each update."""
 
@@ -208,7 +226,7 @@ class RLStage(StageBase):
 
 
 Stage = Annotated[TextStage | RLStage, Field(discriminator="kind")]
-Policy = Annotated[TinyPolicy | FolderPolicy, Field(discriminator="kind")]
+Policy = Annotated[TinyPolicy | FolderPolicy | TabularPolicy, Field(discriminator="kind")]
 
 
 class Recipe(Strict):
@@ -241,7 +259,8 @@ class Recipe(Strict):
                 sources.append(("data", stage.data.removeprefix("rollouts:")))
             for key, source in sources:
                 if source not in known:
-                    raise ValueError(unknown_name(f"[[stage]] '{stage.name}': {key}, an earlier stage,", source, known))
+                    where = f"[[stage]] '{stage.name}': the earlier stage {key}"
+                    raise ValueError(unknown_name(where, source, known))
             known.append(stage.name)
         return self
 

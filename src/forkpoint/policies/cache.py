@@ -6,6 +6,7 @@ Letters: R rows, H key-value heads, W cache width, D head size.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -94,6 +95,28 @@ def prefix_cache(captured: Cache, rows: Tensor) -> Cache:
             for layer in _layers(captured)
         ]
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PromptStates:
+    """Prompts as rows see them: the last hidden state of each, and the keys and values of all their positions."""
+
+    last: Tensor
+    """[P, D]: predicts the first token of a row."""
+    cache: Cache
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that may carry a gradient."""
+        return [self.last, *(states for layer in _layers(self.cache) for states in (layer.keys, layer.values))]
+
+    def detached(self) -> "PromptStates":
+        """Copies without a past, which collect gradients of their own."""
+        layers = []
+        for layer in _layers(self.cache):
+            fresh = CaptureLayer()
+            fresh.keys, fresh.values = (states.detach().requires_grad_() for states in (layer.keys, layer.values))
+            layers.append(fresh)
+        return PromptStates(last=self.last.detach().requires_grad_(), cache=_cache(layers))
 
 
 class SlotCache:

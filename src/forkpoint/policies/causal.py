@@ -6,6 +6,9 @@ Letters: P prompts, U prompt positions, B rows, T positions after the prompt, N 
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 from transformers.utils import logging
 
-from forkpoint.batching import Row, TokenBatch, pad_rows
+from forkpoint.batching import PromptTable, Row, TokenBatch, pad_rows
 from forkpoint.errors import ModelError
-from forkpoint.policies.cache import capture_cache, prefix_cache
+from forkpoint.policies.cache import PromptStates, capture_cache, prefix_cache
+from forkpoint.policies.protocol import Scorer
 from forkpoint.policies.texts import Texts
 
 MAX_LOGITS = 1 << 24
@@ -107,10 +111,35 @@ class CausalPolicy:
         places = positions.clamp(max=self.context_length - 1)
         return self.forward(prompts, places[None].expand(prompts.shape[0], -1), causal, cache), cache
 
-    def hidden(self, batch: TokenBatch) -> Float[Tensor, "B T D"]:
-        """The hidden state that predicts each token of each row."""
-        heads, captured = self.prefill(batch.prompts)
-        first = heads[batch.prompt_index, batch.prompt_lengths[batch.prompt_index] - 1][:, None]
+    def prompt_states(self, prompts: Int[Tensor, "P U"], lengths: Int[Tensor, " P"]) -> PromptStates:
+        """What rows need of their right-padded prompts."""
+        hidden, cache = self.prefill(prompts)
+        return PromptStates(last=hidden[torch.arange(len(lengths), device=self.device), lengths - 1], cache=cache)
+
+    @contextmanager
+    def prompts_once(self, table: PromptTable) -> Iterator[Scorer]:
+        """Scores batches that share the prompts of a table; gradients of the prompts arrive when the block ends.
+
+        The batches see copies that collect their gradients, so the prompts are computed, and differentiated, once.
+        """
+        states = self.prompt_states(table.prompts, table.lengths)
+        if not states.last.requires_grad:
+            yield partial(self.logprobs, states=states)
+            return
+        copies = states.detached()
+        yield partial(self.logprobs, states=copies)
+        pairs = [
+            (mine, shared.grad)
+            for mine, shared in zip(states.tensors(), copies.tensors(), strict=True)
+            if shared.grad is not None and mine.requires_grad
+        ]
+        if pairs:
+            torch.autograd.backward([mine for mine, _ in pairs], [gradient for _, gradient in pairs])
+
+    def hidden(self, batch: TokenBatch, states: PromptStates | None = None) -> Float[Tensor, "B T D"]:
+        """The hidden state that predicts each token of each row; `states` are those of the batch's prompts."""
+        states = states or self.prompt_states(batch.prompts, batch.prompt_lengths)
+        first = states.last[batch.prompt_index][:, None]
         steps = batch.tokens.shape[1] - 1
         if steps < 1:
             return first[:, : batch.tokens.shape[1]]
@@ -125,21 +154,26 @@ class CausalPolicy:
             ],
             dim=3,
         )
-        cache = prefix_cache(captured, batch.prompt_index)
+        cache = prefix_cache(states.cache, batch.prompt_index)
         # Padding may reach past the context, where learned positions end.
         positions = (lengths[:, None] + own[None]).clamp(max=self.context_length - 1)
         rest = self.forward(batch.tokens[:, :-1], positions, mask, cache)
         return torch.cat([first, rest], dim=1)
 
     def logprobs(
-        self, batch: TokenBatch, *, temperature: float = 1.0, where: Bool[Tensor, "B T"] | None = None
+        self,
+        batch: TokenBatch,
+        *,
+        temperature: float = 1.0,
+        where: Bool[Tensor, "B T"] | None = None,
+        states: PromptStates | None = None,
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
         """Log-probability of each token and entropy of the distribution that it is drawn from, nats.
 
         Both are 0 where `where` (default: the loss mask) is False.  The entropy carries no gradient.
         """
         where = batch.loss_mask if where is None else where
-        hidden = self.hidden(batch)[where]
+        hidden = self.hidden(batch, states)[where]
         logprob, entropy = self._reduce(hidden, batch.tokens[where], temperature)
         blank = torch.zeros(batch.tokens.shape, dtype=logprob.dtype, device=self.device)
         return blank.masked_scatter(where, logprob), blank.masked_scatter(where, entropy)

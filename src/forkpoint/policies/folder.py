@@ -15,7 +15,12 @@ from forkpoint.policies.causal import CausalPolicy
 from forkpoint.policies.texts import Texts
 from forkpoint.seeds import Key
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def load_folder(folder: Path, *, dtype: str = "float32", device: str = "cpu") -> CausalPolicy:

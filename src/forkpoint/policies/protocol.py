@@ -1,5 +1,6 @@
 """What training and probing need of a policy: causal language models and tables of moves alike."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -7,8 +8,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from forkpoint.batching import TokenBatch
+from forkpoint.batching import PromptTable, TokenBatch
 from forkpoint.policies.texts import Texts
+
+
+class Scorer(Protocol):
+    """The log-probabilities and entropies of a batch, as `Policy.logprobs` gives them."""
+
+    def __call__(
+        self, batch: TokenBatch, *, temperature: float = 1.0, where: Bool[Tensor, "B T"] | None = None
+    ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+        """Both are 0 outside `where` (the loss mask)."""
+        ...
 
 
 class Policy(Protocol):
@@ -30,6 +41,10 @@ class Policy(Protocol):
         self, batch: TokenBatch, *, temperature: float = 1.0, where: Bool[Tensor, "B T"] | None = None
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
         """Log-probability of each token and entropy of its distribution, nats; 0 outside `where` (the loss mask)."""
+        ...
+
+    def prompts_once(self, table: PromptTable) -> AbstractContextManager[Scorer]:
+        """Scores batches that share the prompts of a table; gradients of the prompts arrive when the block ends."""
         ...
 
     def save(self, folder: Path) -> None:

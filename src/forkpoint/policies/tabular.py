@@ -5,7 +5,8 @@ They are saved in a format of their own: tensors in safetensors, the graph and t
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from forkpoint.batching import TokenBatch
+from forkpoint.batching import PromptTable, TokenBatch
 from forkpoint.errors import ModelError, TaskError
 from forkpoint.policies.edges import EdgeTransformer
 from forkpoint.policies.moves import EdgeModel, Moves, TableModel
+from forkpoint.policies.protocol import Scorer
 from forkpoint.policies.texts import Texts, alphabet_tokenizer
 from forkpoint.tasks.lab import edge_alphabet
 from forkpoint.theory.graphs import PathStar
@@ -83,6 +85,12 @@ class TabularPolicy:
         logprob, entropy = self.edges.score(recent, entries, temperature)
         blank = torch.zeros(batch.tokens.shape, dtype=logprob.dtype, device=self.device)
         return blank.masked_scatter(where, logprob), blank.masked_scatter(where, entropy)
+
+    @contextmanager
+    def prompts_once(self, table: PromptTable) -> Iterator[Scorer]:
+        """Scores batches; a prompt is one state, so there is nothing to share."""
+        del table
+        yield self.logprobs
 
     @torch.no_grad()
     def to_theory(self) -> TablePolicy:

@@ -1,6 +1,6 @@
 """The probe of this process: one policy, one sampler, one guarded verifier, and a count of what they spent."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,9 +16,15 @@ class LocalProbe:
     """Answers in the order of the requests."""
 
     def __init__(
-        self, policy: Policy, sampler: Sampler, verifier: Verifier, *, max_batch_tokens: int = 8192
+        self,
+        policy: Policy,
+        sampler: Sampler,
+        verifier: Verifier,
+        *,
+        max_batch_tokens: int = 8192,
+        critic: Callable[[Sequence[Rollout]], list[Floats]] | None = None,
     ) -> None:
-        self._policy, self._sampler, self._verifier = policy, sampler, verifier
+        self._policy, self._sampler, self._verifier, self._critic = policy, sampler, verifier, critic
         self._max_batch_tokens = max_batch_tokens
         self._cost = {"sampled_tokens": 0, "scored_tokens": 0, "verifier_calls": 0, "forwards": 0}
 
@@ -59,6 +65,12 @@ class LocalProbe:
             self._cost["forwards"] += 1
         self._cost["scored_tokens"] += sum(lengths)
         return scores
+
+    def values(self, rollouts: Sequence[Rollout]) -> list[Floats]:
+        """The critic's value of the state before each token of each rollout; ValueError where there is no critic."""
+        if self._critic is None:
+            raise ValueError("values: this probe has no critic")
+        return self._critic(rollouts)
 
     def verify(self, problem: Problem, rollouts: Sequence[Rollout]) -> list[Verdict]:
         """The guarded verdict on each rollout."""

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from forkpoint.config import Recipe
-from forkpoint.config.recipe import FolderPolicy, TextStage
+from forkpoint.config.recipe import FolderPolicy, TabularPolicy, TextStage
 from forkpoint.report.arms import Arm, arms, arms_json, compare_with_parents, resolved_recipe
 from forkpoint.report.curves import learning_curves, length_histograms
 from forkpoint.store import Event, RunReader, StageRecord, StageStatus
@@ -130,6 +130,8 @@ def _policy(recipe: Recipe) -> str:
     policy = recipe.policy
     if isinstance(policy, FolderPolicy):
         return f"{policy.path}, {policy.dtype} on {policy.device}" + (", LoRA" if policy.lora else "")
+    if isinstance(policy, TabularPolicy):
+        return f"{policy.architecture} of moves, from {policy.start}, {policy.dtype} on {policy.device}"
     return f"tiny {policy.shape}, {policy.layers} layers of width {policy.width}, {policy.dtype} on {policy.device}"
 
 

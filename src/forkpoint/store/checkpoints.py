@@ -185,7 +185,7 @@ def load_manifest(path: Path) -> Manifest:
 
 
 def _is_manifest(manifest: object) -> bool:
-    if not isinstance(manifest, dict) or STATE not in manifest:
+    if not isinstance(manifest, dict):
         return False
     entries = manifest.values()
     return all(
@@ -228,7 +228,8 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the checkpoint is incomplete or altered.
     """
-    verify_checkpoint(path)
+    if STATE not in verify_checkpoint(path):
+        raise CheckpointError(f"{path} holds a model but no {STATE}: it was exported, and cannot be resumed")
     return decode_json((path / STATE).read_bytes())
 
 

@@ -128,8 +128,12 @@ class Lab:
 
     @cached_property
     def _legal(self) -> Ids:
-        """Legal moves as numbers `state * count + move`, ascending."""
-        return self.states.sources * self.states.count + self.states.successors
+        """The moves of each state [S, most moves], -1 where it has fewer."""
+        states = self.states
+        places = np.arange(len(states.successors)) - states.offsets[states.sources]
+        table = np.full((states.count, int(places.max()) + 1), -1, np.int64)
+        table[states.sources, places] = states.successors
+        return table
 
     def problem(self, key: Key, difficulty: float | None = None) -> Problem:
         """A problem with a uniform target; the graph is the same whatever the difficulty.
@@ -160,11 +164,10 @@ class Lab:
         """Follows the walk; parts: legal moves, wrong leaves entered."""
         target, states = int(problem.metadata["target"]), self.states
         walk = read_states(rollout.text)
-        known = (walk >= 0) & (walk < states.count)
         before = np.concatenate([[states.start], walk[:-1]])
-        numbers = np.where(known, before * states.count + walk, -1)
-        places = np.searchsorted(self._legal, numbers).clip(max=len(self._legal) - 1)
-        faults = np.flatnonzero(~known | (self._legal[places] != numbers))
+        known = (before >= 0) & (before < states.count)
+        moves = self._legal[np.where(known, before, 0)]
+        faults = np.flatnonzero(~known | (walk < 0) | ~(moves == walk[:, None]).any(axis=1))
         legal = int(faults[0]) if len(faults) else len(walk)
         hits = np.flatnonzero(walk[:legal] == states.targets[target])
         end = int(hits[0]) + 1 if len(hits) else legal

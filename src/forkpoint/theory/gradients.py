@@ -11,6 +11,7 @@ the walk stops after T edges, values depend on the time left, and d pi A is summ
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from scipy.special import xlogy
@@ -30,6 +31,9 @@ FORKS = ("frozen", "trained")
 SMALLEST = 1e-150
 """Below this, signs are decided in logs."""
 
+RESOLUTION = 1e-12
+"""A difference smaller than this share of its parts is rounding; `rational_gradient` resolves it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ClassGradient:
@@ -39,7 +43,7 @@ class ClassGradient:
     """
 
     signs: tuple[Array, ...]
-    """-1, 0 or 1, from the numbers themselves and so right where the magnitude overflows."""
+    """-1, 0 or 1, right also where the magnitude overflows; 0 where the parts cancel to `RESOLUTION`."""
     log_sizes: tuple[Array, ...]
     """ln |G|, 0 where G is 0."""
 
@@ -68,9 +72,19 @@ def class_gradient(policy: ClassPolicy[float], *, logs: bool = False) -> ClassGr
     signs, sizes = [], []
     for row in pairs:
         table = np.array([plus - minus for plus, minus in row]).reshape(4, -1)
+        table[np.abs(table) < RESOLUTION * np.array([plus + minus for plus, minus in row]).reshape(4, -1)] = 0.0
         signs.append(np.sign(table))
         sizes.append(np.log(np.abs(table, where=table != 0, out=np.ones_like(table))))
     return ClassGradient(signs=tuple(signs), log_sizes=tuple(sizes))
+
+
+def rational_gradient(policy: ClassPolicy[Fraction]) -> tuple[tuple[tuple[Fraction, ...], ...], ...]:
+    """The signal G of every class in exact fractions: per profile four rows a, b, c, d over depth."""
+    result = []
+    for shape, row in zip(policy.graph.profiles, _signal_pairs(policy), strict=True):
+        signal = [plus - minus for plus, minus in row]
+        result.append(tuple(tuple(signal[i * shape.depth : (i + 1) * shape.depth]) for i in range(4)))
+    return tuple(result)
 
 
 def _log_gradient(policy: ClassPolicy[float]) -> ClassGradient:
@@ -80,6 +94,7 @@ def _log_gradient(policy: ClassPolicy[float]) -> ClassGradient:
         table = (plus > minus).astype(np.float64) - (plus < minus)
         high, low = np.maximum(plus, minus), np.minimum(plus, minus)
         gap = np.subtract(high, low, where=table != 0, out=np.ones_like(high))
+        table[gap < 2 * RESOLUTION] = 0.0
         signs.append(table)
         sizes.append(np.where(table != 0, high + np.log(-np.expm1(-gap)), 0.0))
     return ClassGradient(signs=tuple(signs), log_sizes=tuple(sizes))

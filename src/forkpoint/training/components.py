@@ -5,15 +5,25 @@ The trainer sums components and knows no algorithm: a row's streams of weights s
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
-from forkpoint.batching import Row, TokenBatch, length_buckets, pad_rows, padding_share
+from forkpoint.batching import (
+    PromptTable,
+    Row,
+    TokenBatch,
+    length_buckets,
+    pad_prompts,
+    pad_rows,
+    padding_share,
+    prompt_chunks,
+)
 from forkpoint.losses import Loss
 from forkpoint.losses.divergence import sequence_k2, token_k2
 from forkpoint.losses.imitation import cross_entropy
-from forkpoint.policies.protocol import Policy
+from forkpoint.policies.protocol import Policy, Scorer
 from forkpoint.records import LossOutput
 
 
@@ -39,32 +49,51 @@ def accumulate(policy: Policy, rows: Sequence[Row], objective: Objective, *, max
     """Adds the gradient of the whole update to the parameters; returns sums over the micro-batches.
 
     Rows that carry no weight and no advantage are skipped: their gradient is zero, and the denominators already
-    count them.  Returned: `loss`, `trained_tokens`, `padding_share`, `entropy_sum` (nats) and the losses' own sums;
-    `mismatch_max` is the largest |log pi - log mu| (nats), 0 for text.
+    count them.  Rows that share a prompt share its computation.  Returned: `loss`, `trained_tokens`, `padding_share`,
+    `entropy_sum` (nats) and the losses' own sums; `mismatch_max` is the largest |log pi - log mu| (nats), 0 for text.
     """
     places = [place for place, row in enumerate(rows) if len(row.tokens) and _has_gradient(row, objective)]
-    lengths = [len(rows[place].tokens) for place in places]
-    buckets = length_buckets(lengths, max_tokens=max_tokens) if places else []
     sums: dict[str, float] = defaultdict(float)
-    worst = 0.0
-    for bucket in buckets:
-        batch = pad_rows(rows, [places[place] for place in bucket], device=policy.device)
-        logprobs, entropy = policy.logprobs(batch, temperature=objective.temperature)
-        total = logprobs.sum() * 0.0
-        for name, output in _components(batch, logprobs, objective):
-            total = total + output.loss
-            sums[f"{name}_loss"] += float(output.loss.detach())
-            for key, value in output.diagnostics.items():
-                sums[key] += value
-        if total.requires_grad:
-            total.backward()
-        sums["loss"] += float(total.detach())
-        sums["entropy_sum"] += float(entropy.sum())
-        sums["trained_tokens"] += float(batch.loss_mask.sum())
-        if objective.policy_loss is not None:
-            gap = (logprobs.detach() - batch.behavior_logprobs).abs().masked_fill(~batch.loss_mask, 0.0)
-            worst = max(worst, float(gap.max()))
-    return {**sums, "mismatch_max": worst, "padding_share": padding_share(lengths, buckets) if buckets else 0.0}
+    buckets: list[list[int]] = []
+    for chunk in prompt_chunks(rows, places, max_tokens=max_tokens):
+        table = pad_prompts([rows[place] for place in chunk], device=policy.device)
+        with policy.prompts_once(table) as score, _reference_scores(objective, table) as anchor:
+            for bucket in length_buckets([len(rows[place].tokens) for place in chunk], max_tokens=max_tokens):
+                buckets.append([chunk[place] for place in bucket])
+                batch = pad_rows(rows, buckets[-1], table=table, device=policy.device)
+                found = _backward(batch, score, anchor, objective)
+                worst = max(sums["mismatch_max"], found.pop("mismatch_max"))
+                for name, value in found.items():
+                    sums[name] += value
+                sums["mismatch_max"] = worst
+    lengths = [len(row.tokens) for row in rows]
+    return {"mismatch_max": 0.0, **sums, "padding_share": padding_share(lengths, buckets) if buckets else 0.0}
+
+
+def _reference_scores(objective: Objective, table: PromptTable) -> AbstractContextManager[Scorer | None]:
+    return nullcontext() if objective.reference is None else objective.reference.policy.prompts_once(table)
+
+
+def _backward(batch: TokenBatch, score: Scorer, anchor: Scorer | None, objective: Objective) -> dict[str, float]:
+    """Back-propagates one micro-batch; its sums, all to be added but `mismatch_max`."""
+    sums: dict[str, float] = defaultdict(float)
+    logprobs, entropy = score(batch, temperature=objective.temperature)
+    total = logprobs.sum() * 0.0
+    for name, output in _components(batch, logprobs, anchor, objective):
+        total = total + output.loss
+        sums[f"{name}_loss"] += float(output.loss.detach())
+        for key, value in output.diagnostics.items():
+            sums[key] += value
+    if total.requires_grad:
+        total.backward()
+    sums["loss"] = float(total.detach())
+    sums["entropy_sum"] = float(entropy.sum())
+    sums["trained_tokens"] = float(batch.loss_mask.sum())
+    sums["mismatch_max"] = 0.0
+    if objective.policy_loss is not None:
+        gap = (logprobs.detach() - batch.behavior_logprobs).abs().masked_fill(~batch.loss_mask, 0.0)
+        sums["mismatch_max"] = float(gap.max())
+    return sums
 
 
 def _has_gradient(row: Row, objective: Objective) -> bool:
@@ -74,19 +103,21 @@ def _has_gradient(row: Row, objective: Objective) -> bool:
     return charged or credited or imitated
 
 
-def _components(batch: TokenBatch, logprobs: torch.Tensor, objective: Objective) -> list[tuple[str, LossOutput]]:
+def _components(
+    batch: TokenBatch, logprobs: torch.Tensor, anchor: Scorer | None, objective: Objective
+) -> list[tuple[str, LossOutput]]:
     parts: list[tuple[str, LossOutput]] = []
     if objective.policy_loss is not None:
         output = objective.policy_loss(logprobs, batch.behavior_logprobs, batch.advantages, batch.policy_weights)
         parts.append(("policy", output))
     if objective.imitation:
         parts.append(("imitation", cross_entropy(logprobs, batch.imitation_weights)))
-    if objective.reference is not None:
+    if objective.reference is not None and anchor is not None:
         with torch.no_grad():
-            anchor, _ = objective.reference.policy.logprobs(batch, temperature=objective.temperature)
+            kept, _ = anchor(batch, temperature=objective.temperature)
         if objective.reference.kind == "token_k2":
             weights = batch.divergence_weights[:, None] * batch.policy_weights
-            parts.append(("divergence", token_k2(logprobs, anchor, weights)))
+            parts.append(("divergence", token_k2(logprobs, kept, weights)))
         else:
-            parts.append(("divergence", sequence_k2(logprobs, anchor, batch.loss_mask, batch.divergence_weights)))
+            parts.append(("divergence", sequence_k2(logprobs, kept, batch.loss_mask, batch.divergence_weights)))
     return parts

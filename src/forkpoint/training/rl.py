@@ -19,6 +19,7 @@ from forkpoint.rewards import outcome_rewards
 from forkpoint.seeds import Key
 from forkpoint.tasks.protocol import Task, split_problems
 from forkpoint.training.components import Objective, Reference, accumulate
+from forkpoint.training.critic import Critic
 from forkpoint.training.optimization import Optimization
 from forkpoint.training.rollouts import SamplePlan, judged_groups
 from forkpoint.training.unit import Step
@@ -40,6 +41,8 @@ class RLTraining:
     credit_rule: CreditRule
     policy_loss: Loss
     reference: Reference | None = None
+    critic: Critic | None = None
+    """Learns from each batch after the batch's credit was taken with the values before."""
 
     def unit(self, update: int) -> list[Step]:
         """The steps of the rollout batch whose first update is `update`."""
@@ -48,6 +51,8 @@ class RLTraining:
         batch = Batch(groups=tuple(groups), update=update)
         batch = _rewarded(batch, self.probe, self.stage)
         credits = self.credit_rule(batch, self.probe, **self.stage.credit.options) if batch.groups else []
+        if self.critic is not None:
+            metrics.update(self.critic.fit(batch))
         sampled = time.perf_counter()
         steps = []
         for part, (some, their) in enumerate(_parts(batch.groups, credits, self.stage.updates_per_batch)):

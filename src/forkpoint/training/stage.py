@@ -23,6 +23,7 @@ from forkpoint.store import (
     stage_folder,
 )
 from forkpoint.store.encoding import JSON
+from forkpoint.training.critic import Critic
 from forkpoint.training.evaluation import EvaluationPlan, evaluate
 from forkpoint.training.optimization import Optimization
 from forkpoint.training.unit import Step, Training
@@ -52,6 +53,8 @@ class StageContext:
     identity: Mapping[str, JSON]
     stop: Callable[[], bool]
     """Asked between units; True ends the stage early with a checkpoint."""
+    critic: Critic | None = None
+    """What the stage trains and saves beside its policy."""
 
 
 def run_stage(context: StageContext) -> StageStatus:
@@ -77,6 +80,8 @@ class _Running:
         if checkpoint:
             self._check_state(checkpoint)
             self.optimization.load(checkpoint, weights=self.policy.has_adapters)
+            if context.critic is not None:
+                context.critic.load(checkpoint)
         self.probe, self.weights_changed = context.make_probe(self.policy)
         self.weights_changed(self.done)
 
@@ -146,6 +151,8 @@ class _Running:
         def write(folder: Path) -> None:
             self.policy.save(folder)
             self.optimization.save(folder, weights=self.policy.has_adapters)
+            if self.context.critic is not None:
+                self.context.critic.save(folder)
 
         save_checkpoint(checkpoint_path(self.folder, self.done), write, state=self._state())
         prune_checkpoints(self.folder, self.stage.keep_checkpoints)
