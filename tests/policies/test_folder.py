@@ -95,12 +95,12 @@ def test_adapters_change_nothing_at_first_and_are_merged_when_saved(tmp_path: Pa
     with torch.no_grad():
         for name, value in trained.items():
             if "lora_B" in name:
-                value.normal_(generator=torch.Generator().manual_seed(0))
+                value.normal_(std=0.2, generator=torch.Generator().manual_seed(0))
     expected = policy.model(IDS).logits
-    assert not torch.allclose(expected, plain, atol=0.01)
+    assert not torch.allclose(expected, plain, atol=0.005)
     policy.save(tmp_path)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    assert torch.allclose(merged(IDS).logits, expected, atol=1e-5)
+    assert torch.allclose(merged(IDS).logits, expected, atol=2e-5)
     assert torch.equal(policy.model(IDS).logits, expected)
     assert not (tmp_path / "adapter_config.json").exists()
     with pytest.raises(ModelError, match="lora"):

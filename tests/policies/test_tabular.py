@@ -211,6 +211,7 @@ def test_what_cannot_be_loaded(tmp_path):
         ({"format": "x"}, "another kind"),
         ({"depths": [1]}, "does not fit"),
         ({"fork": 3}, "fork"),
+        ({"architecture": "tree"}, "tree"),
     ]:
         path.write_text(json.dumps(good | change))
         with pytest.raises(ModelError, match=message):

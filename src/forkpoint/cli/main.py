@@ -22,6 +22,7 @@ COMMANDS = {
     "report": ("report:report", "Write the report of a run again and print its arms."),
     "export": ("export:export", "Leave with a model or with the rollouts."),
     "task": ("task:app", "Look at problems, check a verifier, play by hand."),
+    "lab": ("lab:app", "The exact theory of backtracking."),
 }
 """Where each command is, in this package, and what it does: said here too, so that --help imports nothing."""
 

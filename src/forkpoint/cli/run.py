@@ -16,6 +16,7 @@ from forkpoint.cli.options import Flag, Json, Settings
 from forkpoint.cli.output import print_arms, print_error, print_json, print_plan, visible
 from forkpoint.cli.worker import EXIT_STOPPED, EXIT_TERMINATED, SIGNALS
 from forkpoint.config import Recipe, load_recipe, recipe_to_toml
+from forkpoint.config.recipe import parent
 from forkpoint.errors import RecipeError, StoreError
 from forkpoint.files import RunLock, connect_database, storage_errors, write_text_atomic
 from forkpoint.store import DATABASE, RunReader, RunWriter, StageStatus, identity_changes
@@ -114,8 +115,7 @@ def _prepare(recipe: Recipe, folder: Path, *, exists: bool, allow_change: bool) 
     if not exists:
         write_text_atomic(folder / "recipe.toml", recipe_to_toml(recipe))
         with RunWriter.create(folder, name=recipe.name, identity=identity) as writer:
-            for stage in recipe.stage:
-                writer.add_stage(stage.name, kind=stage.kind, parent=stage.from_, updates_total=stage.updates)
+            _announce(writer, recipe)
         return
     with RunReader(folder) as reader:
         changes = identity_changes(reader.identity, identity)
@@ -124,11 +124,15 @@ def _prepare(recipe: Recipe, folder: Path, *, exists: bool, allow_change: bool) 
         raise StoreError(f"this resume would not be exact ({listed}); --allow-env-change continues all the same.")
     with RunWriter.open(folder) as writer:
         # A kill between the folder and its first rows leaves stages unannounced.
-        for stage in recipe.stage:
-            writer.add_stage(stage.name, kind=stage.kind, parent=stage.from_, updates_total=stage.updates)
+        _announce(writer, recipe)
         if changes:
             writer.event("environment", "resumed under a changed environment: not exact")
         writer.requeue()
+
+
+def _announce(writer: RunWriter, recipe: Recipe) -> None:
+    for stage in recipe.stage:
+        writer.add_stage(stage.name, kind=stage.kind, parent=parent(stage), updates_total=stage.updates)
 
 
 def _work(recipe: Recipe, folder: Path, origin: Path, *, quiet: bool) -> int:

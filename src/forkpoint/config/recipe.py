@@ -272,9 +272,14 @@ class Recipe(Strict):
         raise KeyError(name)
 
 
+def parent(stage: TextStage | RLStage) -> str | None:
+    """The stage whose weights this one starts with; None for the policy as built."""
+    return None if stage.from_ == "policy" else stage.from_
+
+
 def sources(stage: TextStage | RLStage) -> tuple[str, ...]:
     """The stages that must be done before this one, `policy` left out."""
-    names = [stage.from_]
+    names = [parent(stage)]
     if isinstance(stage, TextStage) and stage.data.startswith("rollouts:"):
         names.append(stage.data.removeprefix("rollouts:"))
-    return tuple(name for name in dict.fromkeys(names) if name != "policy")
+    return tuple(name for name in dict.fromkeys(names) if name is not None and name != "policy")

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from forkpoint.errors import ModelError
+from forkpoint.theory.gradients import check_fork
 from forkpoint.theory.graphs import Array, EdgeStates, PathStar, edge_states
 
 
@@ -49,7 +50,7 @@ class Moves(nn.Module):
     def __init__(self, graph: PathStar, *, fork: str = "frozen") -> None:
         super().__init__()
         states = edge_states(graph)
-        self.graph, self.fork = graph, fork
+        self.graph, self.fork = graph, check_fork(fork)
         self.count, self.width = states.count, int(np.diff(states.offsets).max())
         places = states.sources * self.width + np.arange(len(states.successors)) - states.offsets[states.sources]
         padded = np.zeros(states.count * self.width, np.int64)

@@ -140,6 +140,8 @@ def from_theory(
 def _model(
     moves: Moves, logits: np.ndarray, *, architecture: str, window: int, dtype: torch.dtype
 ) -> TableModel | EdgeTransformer:
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture = {architecture!r} is not known; known: {', '.join(ARCHITECTURES)}")
     if architecture == "table":
         return TableModel(moves, logits, dtype=dtype)
     return EdgeTransformer(moves, logits, window=window, dtype=dtype)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from forkpoint.config.recipe import RLStage, TextStage
+from forkpoint.config.recipe import RLStage, TextStage, parent
 from forkpoint.errors import CheckpointError
 from forkpoint.policies.protocol import Policy
 from forkpoint.probe import Probe
@@ -72,8 +72,9 @@ class _Running:
         checkpoint = latest_checkpoint(self.folder, damaged=self._damaged)
         self.done = self.previous = checkpoint_update(checkpoint) if checkpoint else 0
         self.saved = self.done if checkpoint else -1
-        parent = context.parent.parent.name if context.parent else None
-        self.writer.begin_stage(self.stage.name, kind=self.stage.kind, parent=parent, updates_total=self.stage.updates)
+        self.writer.begin_stage(
+            self.stage.name, kind=self.stage.kind, parent=parent(self.stage), updates_total=self.stage.updates
+        )
         self.writer.rewind(self.stage.name, self.done if checkpoint else -1)
         self.policy = context.load_policy(context.parent, checkpoint)
         self.optimization = Optimization(self.policy.model, self.stage)
