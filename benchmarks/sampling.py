@@ -32,7 +32,7 @@ NEVER = 10**9
 """An end-of-sequence id that no token has."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Load:
     name: str
     groups: int
@@ -45,10 +45,10 @@ class Load:
 def loads(key: Key) -> list[Load]:
     geometric = np.minimum(key.child("lengths").generator().geometric(1 / 32, 512), 256)
     return [
-        Load(name="groups of 16, 96-token prompts", groups=16, group_size=16, prompt_tokens=96, lengths=[32] * 256, target=1.5),
-        Load(name="geometric lengths", groups=512, group_size=1, prompt_tokens=16, lengths=geometric.tolist(), target=3.0),
-        Load(name="equal lengths, short prompts", groups=256, group_size=1, prompt_tokens=16, lengths=[64] * 256, target=1.0),
-    ]  # fmt: skip
+        Load("groups of 16, 96-token prompts", 16, 16, 96, [32] * 256, 1.5),
+        Load("geometric lengths", 512, 1, 16, geometric.tolist(), 3.0),
+        Load("equal lengths, short prompts", 256, 1, 16, [64] * 256, 1.0),
+    ]
 
 
 def make_policy() -> CausalPolicy:
@@ -107,7 +107,13 @@ def theirs(policy: CausalPolicy, requests: list[SampleRequest], batch: int) -> i
     return made
 
 
-def rate(run: Callable[[CausalPolicy, list[SampleRequest], int], int], policy: CausalPolicy, requests: list[SampleRequest], size: int, threads: int) -> float:  # noqa: E501
+def rate(
+    run: Callable[[CausalPolicy, list[SampleRequest], int], int],
+    policy: CausalPolicy,
+    requests: list[SampleRequest],
+    size: int,
+    threads: int,
+) -> float:  # noqa: E501
     torch.set_num_threads(threads)
     began = time.perf_counter()
     return run(policy, requests, size) / (time.perf_counter() - began)

@@ -9,7 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkpoint.batching import Row, length_buckets, pad_rows, padding_share, sampled_row, text_row
+from forkpoint.batching import (
+    Row,
+    length_buckets,
+    pad_rows,
+    padding_share,
+    prompt_chunks,
+    sampled_row,
+    text_row,
+)
 from forkpoint.records import Credit, Rollout, SampledExample, StopReason, TextExample, frozen_array
 
 
@@ -140,3 +148,21 @@ def test_streams_that_a_row_lacks_are_zero() -> None:
     assert not batch.policy_weights.any()
     assert not batch.imitation_weights.any()
     assert Counter(batch.divergence_weights.tolist()) == {0.0: 1}
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 9)), min_size=1, max_size=30), st.integers(1, 40))
+def test_prompt_chunks_keep_prompts_whole_and_within_the_budget(pairs: list[tuple[int, int]], budget: int) -> None:
+    rows = [
+        Row(
+            prompt=np.full(prompt + 1, prompt, np.int32),
+            tokens=np.zeros(size, np.int32),
+            loss_mask=np.ones(size, np.bool_),
+        )
+        for prompt, size in pairs
+    ]
+    chunks = prompt_chunks(rows, range(len(rows)), max_tokens=budget)
+    assert sorted(place for chunk in chunks for place in chunk) == list(range(len(rows)))
+    held = [{rows[place].prompt.tobytes() for place in chunk} for chunk in chunks]
+    assert sum(map(len, held)) == len(set().union(*held))
+    for prompts in held:
+        assert len(prompts) == 1 or sum(len(prompt) // 4 for prompt in prompts) <= budget

@@ -9,6 +9,7 @@ from typing import Any
 from forkpoint.assembly import Assembly, run_identity
 from forkpoint.cli.worker import work
 from forkpoint.config import Recipe, parse_recipe, recipe_to_toml
+from forkpoint.config.recipe import parent
 from forkpoint.store import RunWriter, checkpoint_path, stage_folder
 
 HEAD = """
@@ -91,7 +92,7 @@ def make_run(folder: Path, recipe: Recipe, *, origin: Path | None = None) -> Ass
     (folder / "recipe.toml").write_text(recipe_to_toml(recipe))
     with RunWriter.create(folder, name=recipe.name, identity=run_identity(recipe)) as writer:
         for stage in recipe.stage:
-            writer.add_stage(stage.name, kind=stage.kind, parent=stage.from_, updates_total=stage.updates)
+            writer.add_stage(stage.name, kind=stage.kind, parent=parent(stage), updates_total=stage.updates)
     return Assembly(recipe=recipe, origin=origin or folder, run=folder)
 
 

@@ -17,7 +17,7 @@ class SampleRequest:
     """One rollout to draw."""
 
     key: Key
-    """Names the stream of random numbers and so the rollout: (run seed, stage, purpose, update, problem, index, branch)."""
+    """Names the random numbers and so the rollout: (run seed, stage, purpose, update, problem, index, branch)."""
     problem: Problem
     prompt_tokens: Ints
     group_id: str

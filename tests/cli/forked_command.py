@@ -50,7 +50,7 @@ def finish(function):
         code = function()
     except SystemExit as stop:
         code = stop.code
-    except BaseException:
+    except BaseException:  # noqa: BLE001
         traceback.print_exc()
     finally:
         sys.stdout.flush()

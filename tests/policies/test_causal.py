@@ -7,7 +7,7 @@ import policy_examples as examples
 import pytest
 import torch
 
-from forkpoint.batching import Row, pad_rows
+from forkpoint.batching import Row, pad_prompts, pad_rows
 from forkpoint.errors import ModelError
 from forkpoint.policies import causal
 from forkpoint.policies.causal import CausalPolicy
@@ -66,6 +66,44 @@ def test_shared_prompts_give_the_gradient_of_whole_sequences(family: str, allowe
         (plain_logprobs(policy, row, 0.7) * kept).sum().backward()
     for mine, parameter in zip(ours, policy.model.parameters(), strict=True):
         assert float((mine - parameter.grad).norm() / parameter.grad.norm().clamp_min(1e-6)) < allowed
+
+
+@pytest.mark.parametrize("family", ["GPT-2", "GPT-NeoX"])
+def test_prompts_computed_once_for_several_batches_give_the_same_gradient(family: str) -> None:
+    policy = examples.build_policy(family)
+    policy.model.double()
+    chosen = rows()
+    table = pad_prompts(chosen)
+    forwards = 0
+
+    def count(*_: Any) -> None:
+        nonlocal forwards
+        forwards += 1
+
+    handle = policy.model.base_model.register_forward_hook(count)
+    with policy.prompts_once(table) as score:
+        for places in ([0, 3], [1, 5], [2, 4]):
+            score(pad_rows(chosen, places, table=table))[0].square().sum().backward()
+    handle.remove()
+    assert forwards == 4  # the prompts once, and each batch
+    ours = [parameter.grad.clone() for parameter in policy.model.parameters()]
+    policy.model.zero_grad()
+    for row in chosen:
+        kept = plain_logprobs(policy, row) * torch.from_numpy(row.loss_mask)
+        kept.square().sum().backward()
+    for mine, parameter in zip(ours, policy.model.parameters(), strict=True):
+        assert float((mine - parameter.grad).norm() / parameter.grad.norm().clamp_min(1e-6)) < 1e-10
+
+
+def test_prompts_once_leaves_a_frozen_policy_without_a_graph() -> None:
+    policy = examples.build_policy()
+    policy.model.requires_grad_(False)
+    chosen = rows()
+    table = pad_prompts(chosen)
+    with policy.prompts_once(table) as score:
+        logprobs, _ = score(pad_rows(chosen, range(6), table=table))
+    assert not logprobs.requires_grad
+    assert torch.equal(logprobs, policy.logprobs(pad_rows(chosen, range(6)))[0])
 
 
 def test_the_gradient_reaches_only_masked_tokens_and_where_takes_its_place() -> None:

@@ -1,71 +1,44 @@
-"""The ordinary trainer on the lab against exact values: gradients of every estimator, imitation, whole runs."""
+"""Whole runs on the lab through recipes: the critic, PPO, resume, and mistakes that are found before a run."""
 
+import json
+import sqlite3
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from lab_walks import enumerate_walks, gae_by_definition, group_expectation, joint_p_value, step_expectation
+from tiny_runs import After, differences, digest, fingerprint, finished, make_run, resume, status, tiny_recipe
 
-from forkpoint.batching import sampled_row
-from forkpoint.credit import CREDIT_RULES
-from forkpoint.losses import LOSSES, token_weights
-from forkpoint.policies.tabular import OFFSET, from_theory
+from forkpoint.assembly import build_policy
+from forkpoint.assembly.checks import check_recipe
+from forkpoint.cli.worker import work
+from forkpoint.errors import CheckpointError, RecipeError, TaskError
+from forkpoint.policies.tabular import OFFSET, from_theory, load_tabular
 from forkpoint.probing.local import LocalProbe
-from forkpoint.records import Batch, SampledExample
+from forkpoint.records import Batch
 from forkpoint.rewards import outcome_rewards
 from forkpoint.sampling.tabular import TabularSampler
 from forkpoint.seeds import Key
+from forkpoint.store import checkpoint_path, stage_folder
 from forkpoint.tasks.lab import Settings, build
 from forkpoint.tasks.protocol import split_problems
-from forkpoint.theory.gradients import table_gradient
-from forkpoint.theory.graphs import edge_states
-from forkpoint.theory.tables import softmax_policy
-from forkpoint.training.components import Objective, accumulate
+from forkpoint.theory.classes import optimal_policy, uniform_policy
+from forkpoint.theory.graphs import PathStar
+from forkpoint.theory.tables import policy_text, solve_table, spread_policy
+from forkpoint.training.critic import TableCritic
 from forkpoint.training.rollouts import SamplePlan, judged_groups
 from forkpoint.verifiers.guard import guarded
 
-LAB = build(Settings(branches=2, depth=1, lanes=2, fork="trained"))
-STATES = edge_states(LAB.graph)
-BUDGET, PENALTY, SIZE, BLOCKS, GROUPS = 7, 0.4, 4, 128, 40
-"""Tokens of a rollout, length penalty, size of a group, blocks of independent groups: 20480 rollouts in all."""
-
-
-def random_table(seed=0, lab=LAB):
-    draw = np.random.Generator(np.random.Philox(key=seed))
-    return softmax_policy(lab.graph, 0.8 * draw.standard_normal(len(edge_states(lab.graph).successors)))
-
-
-TABLE = random_table()
-VALUES = np.random.Generator(np.random.Philox(key=9)).random(STATES.count)
-
-
-class Fixed:
-    """A critic that knows these values and learns nothing."""
-
-    def values(self, rollouts):
-        walks = [np.concatenate([rollout.prompt_tokens[-1:], rollout.tokens[:-1]]) - OFFSET for rollout in rollouts]
-        return [VALUES[walk].astype(np.float32) for walk in walks]
+LAB = build(Settings(branches=2, depth=1, lanes=2))
+BUDGET, PENALTY = 7, 0.4
+VOCABULARY = LAB.graph.state_count + OFFSET
 
 
 @pytest.fixture(scope="module")
-def policy():
-    torch.set_num_threads(1)
-    return from_theory(TABLE, fork="trained", dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def probe(policy):
-    return LocalProbe(policy, TabularSampler(policy, slots=1024), guarded(LAB.verify), critic=Fixed().values)
-
-
-@pytest.fixture(scope="module")
-def groups(policy, probe):
-    problems = split_problems(LAB, Key.root(3).child("problems"), BLOCKS * GROUPS, evaluation=False)
-    plan = SamplePlan(
-        key=Key.root(3).child("rollouts"), stage="s", update=1, group_size=SIZE, max_new_tokens=BUDGET, temperature=1.0
-    )
-    return judged_groups(probe, LAB, policy.texts, problems, plan)
+def groups():
+    policy = from_theory(spread_policy(uniform_policy(LAB.graph)))
+    plan = SamplePlan(key=Key.root(3), stage="s", update=1, group_size=4, max_new_tokens=BUDGET, temperature=1.0)
+    probe = LocalProbe(policy, TabularSampler(policy), guarded(LAB.verify))
+    return judged_groups(probe, LAB, policy.texts, split_problems(LAB, Key.root(3), 100, evaluation=False), plan)
 
 
 def rewarded(groups, penalty):
@@ -74,117 +47,163 @@ def rewarded(groups, penalty):
     return [replace(group, rewards=tuple(next(rewards) for _ in group.rollouts)) for group in batch.groups]
 
 
-def block_gradient(policy, probe, groups, rule, loss, *, aggregation, options):
-    """The mean gradient of the updates that take one group each, through the parts that the trainer is made of."""
-    batch = Batch(groups=tuple(groups), update=1)
-    credits = iter(CREDIT_RULES[rule](batch, probe, **options))
-    rows = []
-    for group in groups:
-        masks = [rollout.loss_mask for rollout in group.rollouts]
-        weights = token_weights(masks, [0] * SIZE, aggregation=aggregation, constant_length=BUDGET)
-        for rollout, weight in zip(group.rollouts, weights, strict=True):
-            row = sampled_row(SampledExample(rollout=rollout, credit=next(credits)))
-            rows.append(replace(row, policy_weights=weight / np.float32(len(groups))))
-    accumulate(policy, rows, Objective(policy_loss=LOSSES[loss]), max_tokens=1 << 16)
-    gradient = -policy.model.logits.grad.numpy().copy()
-    policy.model.zero_grad()
-    return gradient
+def test_the_critic_learns_the_mean_reward_to_go(groups):
+    batch = Batch(groups=tuple(rewarded(groups, PENALTY)), update=1)
+    critic = TableCritic(VOCABULARY, rate=0.25)
+    expected = {}
+    for group in batch.groups:
+        for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
+            walk = [*rollout.prompt_tokens.tolist(), *rollout.tokens.tolist()]
+            for place in range(len(rollout.tokens)):
+                left = len(rollout.tokens) - place
+                expected.setdefault(walk[place], []).append(float(verdict.correct) - PENALTY * left / BUDGET)
+    first = critic.fit(batch)
+    means = {token: np.mean(returns) for token, returns in expected.items()}
+    rollout = batch.rollouts[0]
+    previous = [*rollout.prompt_tokens.tolist(), *rollout.tokens.tolist()][:-1]
+    assert critic.values([rollout])[0].tolist() == pytest.approx([means[token] for token in previous], rel=1e-6)
+    flat = np.array([value for returns in expected.values() for value in returns])
+    assert first["critic_error"] == pytest.approx(np.sqrt((flat**2).mean()))
+    second = critic.fit(batch)
+    assert second["critic_error"] < first["critic_error"]
+    assert 0 < second["critic_explained"] < 1
+    # What was met before moves a quarter of the way.
+    other = Batch(groups=tuple(rewarded(groups, 0.0)), update=2)
+    before = critic.values([rollout])[0][0]
+    critic.fit(other)
+    target = np.mean([float(verdict.correct) for group in other.groups for verdict in group.verdicts])
+    assert critic.values([rollout])[0][0] == pytest.approx(before + 0.25 * (target - before), rel=1e-5)
 
 
-def sampled_gradients(policy, probe, groups, rule, loss="reinforce", *, penalty, aggregation="constant", **options):
-    made = rewarded(groups, penalty)
-    return np.stack(
-        [
-            block_gradient(
-                policy, probe, made[start : start + GROUPS], rule, loss, aggregation=aggregation, options=options
-            )
-            for start in range(0, len(made), GROUPS)
-        ]
+def test_a_critic_is_saved_and_loaded(tmp_path, groups):
+    critic, again = (TableCritic(VOCABULARY) for _ in range(2))
+    batch = Batch(groups=tuple(rewarded(groups[:20], PENALTY)), update=1)
+    critic.fit(batch)
+    critic.save(tmp_path)
+    again.load(tmp_path)
+    for one, two in zip(critic.values(batch.rollouts), again.values(batch.rollouts), strict=True):
+        assert one.tobytes() == two.tobytes()
+    assert critic.fit(batch) == again.fit(batch)
+    with pytest.raises(CheckpointError, match="another critic"):
+        TableCritic(5).load(tmp_path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        critic.load(tmp_path / "nothing")
+
+
+HEAD = """
+name = "lab"
+slots = 512
+[policy]
+kind = "tabular"
+architecture = "table"
+[task]
+name = "lab"
+branches = 2
+depth = 2
+lanes = 2
+[evaluation]
+problems = 32
+final_problems = 64
+max_new_tokens = 100
+"""
+PPO = """
+[[stage]]
+name = "ppo"
+kind = "rl"
+updates = {updates}
+problems_per_update = 32
+group_size = 4
+max_new_tokens = 100
+updates_per_batch = 2
+learning_rate = 0.1
+warmup = 0
+aggregation = "constant"
+checkpoint_every = 4
+keep_rollouts = "sample:2"
+[stage.credit]
+rule = "critic"
+[stage.credit.options]
+lam = 0.95
+[stage.loss]
+name = "clipped_surrogate"
+[stage.reward]
+length_penalty = 0.5
+"""
+SFT = """
+[[stage]]
+name = "golden"
+kind = "sft"
+data = "golden"
+updates = 20
+batch_size = 16
+learning_rate = 0.3
+"""
+
+
+def final_policy(assembly, stage):
+    folder = stage_folder(assembly.run, stage)
+    return load_tabular(checkpoint_path(folder, assembly.recipe.get_stage(stage).updates)).to_theory()
+
+
+def test_ppo_with_a_critic_learns_to_turn_back_and_imitation_does_not(runs):
+    assembly = finished(runs / "lab", tiny_recipe(PPO.format(updates=120), SFT, head=HEAD))
+    uniform = solve_table(spread_policy(uniform_policy(PathStar.regular(branches=2, depth=2, lanes=2)))).steps.mean()
+    steps = {name: solve_table(final_policy(assembly, name)).steps.mean() for name in ("ppo", "golden")}
+    assert steps["ppo"] < 1.1 * (4 * 2 * 2 + 2 * 2 - 2 * 2)
+    assert steps["golden"] > 0.9 * uniform
+    with sqlite3.connect(assembly.run / "run.db") as connection:
+        query = "SELECT update_number, value FROM metrics WHERE name = 'critic_error' ORDER BY update_number"
+        errors = [value for _, value in connection.execute(query)]
+    assert len(errors) == 60
+    assert errors[-1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize("architecture", ["table", "transformer"])
+def test_a_killed_run_with_a_critic_goes_on_as_if_nothing_had_happened(runs, architecture):
+    recipe = tiny_recipe(PPO.format(updates=12), head=HEAD.replace('"table"', f'"{architecture}"'))
+    whole = finished(runs / "whole", recipe)
+    stopped = make_run(runs / "stopped", recipe)
+    work(stopped, After(3))
+    assert status(stopped.run) == {"ppo": "stopped"}
+    resume(stopped)
+    assert differences(fingerprint(whole), fingerprint(stopped)) == []
+    last = checkpoint_path(stage_folder(whole.run, "ppo"), 12)
+    other = checkpoint_path(stage_folder(stopped.run, "ppo"), 12)
+    assert digest(last / "critic.safetensors") == digest(other / "critic.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"task.name": "paths"}, RecipeError, "needs the task lab"),
+        ({"policy.start": "nothing.json"}, RecipeError, "golden, optimal, uniform"),
+        ({"stage.ppo.credit.options.lam": 2}, RecipeError, r"must lie in \[0, 1\]"),
+        ({"stage.ppo.credit.options.lambda": 1}, RecipeError, "lam"),
+    ],
+)
+def test_mistakes_are_found_before_the_run(change, error, message, runs):
+    head = HEAD.replace("lanes = 2\n", "") if "task.name" in change else HEAD
+    overrides = tuple(f"{key}={json.dumps(value)}" for key, value in change.items())
+    with pytest.raises(error, match=message):
+        check_recipe(tiny_recipe(PPO.format(updates=4), overrides=overrides, head=head), runs, runs / "lab")
+
+
+def test_stages_must_walk_in_one_graph_and_a_critic_needs_a_table(runs):
+    other = PPO.format(updates=4) + '[stage.task]\nname = "lab"\nbranches = 3\n'
+    with pytest.raises(RecipeError, match="same graph"):
+        check_recipe(tiny_recipe(other, head=HEAD), runs, runs / "lab")
+    tiny = HEAD.replace('kind = "tabular"\narchitecture = "table"', 'kind = "tiny"')
+    with pytest.raises(RecipeError, match="kind = 'tabular'"):
+        check_recipe(tiny_recipe(PPO.format(updates=4), head=tiny), runs, runs / "lab")
+
+
+def test_a_policy_file_may_be_the_start(runs):
+    graph = PathStar.regular(branches=2, depth=2, lanes=2)
+    (runs / "start.json").write_text(policy_text(spread_policy(optimal_policy(graph))))
+    (runs / "other.json").write_text(
+        policy_text(spread_policy(optimal_policy(PathStar.regular(branches=3, depth=1, lanes=1))))
     )
-
-
-@pytest.fixture(scope="module")
-def walks():
-    return [enumerate_walks(TABLE, target, BUDGET) for target in range(2)]
-
-
-def over_targets(walks, expectation):
-    return np.mean([expectation(each) for each in walks], axis=0)
-
-
-def reward(hits, lengths, penalty):
-    return hits - penalty * lengths / BUDGET
-
-
-def gap(hits, lengths, penalty=PENALTY):
-    """My reward over the mean of the others."""
-    rewards = reward(hits, lengths, penalty)
-    return rewards[0] - rewards[1:].mean()
-
-
-def standardized(hits, lengths, penalty=PENALTY):
-    rewards = reward(hits, lengths, penalty)
-    return (rewards[0] - rewards.mean()) / (np.sqrt(((rewards - rewards.mean()) ** 2).sum() / (SIZE - 1)) + 1e-4)
-
-
-def relative(hits, lengths):
-    return hits[0] / hits.mean() - 1 if hits.any() else 0.0
-
-
-def grouped(coefficient):
-    return lambda walks: group_expectation(walks, coefficient, SIZE)
-
-
-def stepwise(lam):
-    return lambda walks: step_expectation(walks, gae_by_definition(walks, VALUES, PENALTY, lam)) / BUDGET
-
-
-EXPECTED = {
-    "leave_one_out": grouped(lambda h, n: gap(h, n) / (SIZE * BUDGET)),
-    "group_mean_std": grouped(lambda h, n: standardized(h, n, 0.0) / (SIZE * BUDGET)),
-    "group_mean_std, graded": grouped(lambda h, n: standardized(h, n) / (SIZE * BUDGET)),
-    "max_rl": grouped(lambda h, n: relative(h, n) / (SIZE * BUDGET)),
-    "leave_one_out, token_mean": grouped(lambda h, n: gap(h, n) / n.sum()),
-    "group_mean_std, sequence_mean": grouped(lambda h, n: standardized(h, n) / (SIZE * n[0])),
-    "critic": stepwise(1.0),
-    "critic, lam": stepwise(0.7),
-}
-"""The expected gradient of each estimator, enumerated."""
-
-SAMPLED = {
-    "leave_one_out": {"rule": "leave_one_out", "penalty": PENALTY},
-    "leave_one_out, dppo_tv": {"rule": "leave_one_out", "penalty": PENALTY, "loss": "dppo_tv"},
-    "survivors": {"rule": "survivors", "penalty": PENALTY},
-    "group_mean_std": {"rule": "group_mean_std", "penalty": 0.0},
-    "group_mean_std, graded": {"rule": "group_mean_std", "penalty": PENALTY},
-    "max_rl": {"rule": "max_rl", "penalty": 0.0},
-    "leave_one_out, token_mean": {"rule": "leave_one_out", "penalty": PENALTY, "aggregation": "token_mean"},
-    "group_mean_std, sequence_mean": {"rule": "group_mean_std", "penalty": PENALTY, "aggregation": "sequence_mean"},
-    "critic": {"rule": "critic", "penalty": PENALTY, "lam": 1.0},
-    "critic, lam": {"rule": "critic", "penalty": PENALTY, "lam": 0.7, "loss": "clipped_surrogate"},
-}
-SAME = {"leave_one_out, dppo_tv": "leave_one_out", "survivors": "leave_one_out"}
-"""Estimators with the expectation of another."""
-UNBIASED = ("leave_one_out", "leave_one_out, dppo_tv", "survivors", "critic")
-
-
-def exact_gradient():
-    """The exact policy gradient of the theory, over the constant that `constant` divides by."""
-    return table_gradient(TABLE, horizon=BUDGET + 1, beta=PENALTY / BUDGET, fork="trained") / BUDGET
-
-
-@pytest.mark.parametrize("name", [name for name in UNBIASED if name in EXPECTED])
-def test_the_enumerated_expectation_of_an_unbiased_estimator_is_the_theory_s_gradient(name, walks):
-    np.testing.assert_allclose(over_targets(walks, EXPECTED[name]), exact_gradient(), rtol=1e-9, atol=1e-12)
-    assert sum(each.probabilities.sum() for each in walks) == pytest.approx(2, abs=1e-12)
-
-
-@pytest.mark.parametrize("name", sorted(SAMPLED))
-def test_the_mean_gradient_is_the_estimator_s_own_expectation(name, policy, probe, groups, walks):
-    samples = sampled_gradients(policy, probe, groups, **SAMPLED[name])
-    expected = exact_gradient() if name in UNBIASED else over_targets(walks, EXPECTED[SAME.get(name, name)])
-    assert joint_p_value(samples, expected, TABLE) > 0.001
-    # The test has the power to tell a factor, and one estimator's expectation from another's.
-    assert joint_p_value(samples, 0.7 * expected, TABLE) < 1e-6
-    for other in sorted(EXPECTED):
-        print(name, "|", other, joint_p_value(samples, over_targets(walks, EXPECTED[other]), TABLE))
+    recipe = tiny_recipe(PPO.format(updates=4), overrides=("policy.start=start.json",), head=HEAD)
+    assert solve_table(build_policy(recipe, runs).to_theory()).steps.mean() == pytest.approx(16, rel=1e-6)
+    with pytest.raises(TaskError, match="belongs to the graph"):
+        build_policy(tiny_recipe(PPO.format(updates=4), overrides=("policy.start=other.json",), head=HEAD), runs)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkpoint.assembly.lab import build_critic, build_tabular
 from forkpoint.assembly.tables import CREDIT_RULES, LOSSES, build_task, model_folder, resolve
-from forkpoint.config.recipe import FolderPolicy, Recipe, RLStage, TabularPolicy, TextStage
+from forkpoint.config.recipe import FolderPolicy, Recipe, RLStage, TabularPolicy, TextStage, parent
 from forkpoint.errors import RecipeError
 from forkpoint.seeds import Key
 from forkpoint.tasks.protocol import Interactive, Task, split_problems
@@ -124,7 +124,8 @@ class Assembly:
         return load_folder(folder, dtype=self.recipe.policy.dtype, device=self.recipe.policy.device)
 
     def _parent(self, stage: RLStage | TextStage) -> Path | None:
-        return None if stage.from_ == "policy" else self._final_checkpoint(stage.from_)
+        name = parent(stage)
+        return None if name is None else self._final_checkpoint(name)
 
     def _final_checkpoint(self, name: str) -> Path:
         """Where the last weights of a finished stage lie; no earlier ones stand in for them."""

@@ -67,14 +67,16 @@ def _start(spec: TabularPolicy, graph: PathStar, folder: Path) -> TablePolicy:
 def build_critic(recipe: Recipe, stage: RLStage | TextStage, task: Task) -> "TableCritic | None":
     """A fresh critic for a stage whose credit rule asks for values; None for any other.
 
-    Raises RecipeError for a policy that is not tabular: the critic holds one value for each edge of the lab.
+    Raises RecipeError for another task or policy: the critic holds one value for each edge of the lab.
     """
     from forkpoint.policies.tabular import OFFSET
     from forkpoint.training.critic import TableCritic
 
     if not isinstance(stage, RLStage) or stage.credit.rule not in CRITIC_RULES:
         return None
-    if not isinstance(recipe.policy, TabularPolicy) or not isinstance(task, Lab):
+    if not isinstance(task, Lab):
+        raise RecipeError(f"[[stage]] '{stage.name}': credit.rule = 'critic' needs the task lab, not {task.name}.")
+    if not isinstance(recipe.policy, TabularPolicy):
         raise RecipeError(f"[[stage]] '{stage.name}': credit.rule = 'critic' needs [policy] kind = 'tabular'.")
     gamma = float(stage.credit.options.get("gamma", 1.0))
     return TableCritic(task.graph.state_count + OFFSET, rate=stage.critic_rate, gamma=gamma)

@@ -55,7 +55,10 @@ def hitting_time(*, graph: GraphOptions = GRAPH, ask: PolicyOptions = POLICY, js
     if ask.horizon is not None:
         hit, steps = _stopped(walker, ask.horizon, ask.target)
         value |= {"horizon": ask.horizon, "hit_within_horizon": hit, "mean_steps_within_horizon": steps}
-        rows += [(f"P(hit before the horizon of {ask.horizon:,})", f"{hit:.6f}"), ("mean steps, stopped there", f"{steps:.8g}")]
+        rows += [
+            (f"P(hit before the horizon of {ask.horizon:,})", f"{hit:.6f}"),
+            ("mean steps, stopped there", f"{steps:.8g}"),
+        ]
     if ask.within:
         shares = dict(zip(ask.within, walker.within(ask.within, ask.target), strict=True))
         value["hit_within"] = {str(horizon): share for horizon, share in shares.items()}

@@ -204,7 +204,9 @@ def _direction(gradient: Array, method: Method) -> Array:
     if largest == 0:
         return gradient
     # Entries that are zero up to rounding must not move by a full step.
-    return np.sign(np.where(np.abs(gradient) > 1e-13 * largest, gradient, 0)) if method == "sign" else gradient / largest
+    return (
+        np.sign(np.where(np.abs(gradient) > 1e-13 * largest, gradient, 0)) if method == "sign" else gradient / largest
+    )
 
 
 def _probabilities(flow: ClassFlow) -> dict[str, Any]:

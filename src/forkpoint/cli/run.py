@@ -157,7 +157,8 @@ def _work(recipe: Recipe, folder: Path, origin: Path, *, quiet: bool) -> int:
     _settle(folder, workers, signals)
     if signals:
         return EXIT_STOPPED if signals[0] == signal.SIGINT else EXIT_TERMINATED
-    return max((worker.returncode if worker.returncode >= 0 else 1 for worker in workers), default=0)
+    codes = [worker.wait() for worker in workers]
+    return 1 if min(codes) < 0 else max(codes)
 
 
 @contextlib.contextmanager
