@@ -13,10 +13,14 @@ from tiny_runs import BASE, RL, digest, finished, tiny_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forkpoint.cli import main as command
+from forkpoint.cli import task
 from forkpoint.cli.evaluate import pass_at_k, summarize
 from forkpoint.cli.export import COLUMNS
+from forkpoint.cli.output import finite, visible
 from forkpoint.records import Outcome
+from forkpoint.seeds import Key
 from forkpoint.store import EvaluationResult, RunReader, checkpoint_path, stage_folder
+from forkpoint.tasks.paths import Settings, build
 
 TASK = ["--task", "paths", "--set", "branches=2", "--set", "depth=1"]
 
@@ -62,10 +66,6 @@ def test_evaluate_as_json_is_a_function_of_its_arguments(call, run):
     assert sum(outcome["value"] for outcome in told[0]["outcomes"].values()) == pytest.approx(1.0)
     other = json.loads(call(*arguments, "--seed", 1)[1])
     assert other != told[0]
-    # The same problems, rollouts and numbers as the run's own last evaluation, but for the random numbers' purpose.
-    with RunReader(run) as reader:
-        keys = reader.evaluations("rl", 6, "final").problem_keys
-    assert len(set(keys)) == 12
 
 
 def test_evaluate_takes_checkpoints_and_model_folders(call, run, tmp_path):
@@ -88,7 +88,6 @@ def test_evaluate_takes_checkpoints_and_model_folders(call, run, tmp_path):
         ("{run}", [], "name a stage of it, {run}:STAGE. It has: base, rl."),
         ("{run}:rll", [], "no stage 'rll'"),
         ("package:nothing", [], "'nothing'"),
-        ("{run}:rl", ["--task", "pths"], "Did you mean 'paths'?"),
         ("{run}:rl", ["--set", "branchs=3"], "Did you mean 'branches'?"),
         ("{run}:rl", ["--k", "2"], "pass@2 needs 1 <= k <= --samples = 1"),
         ("{run}:rl", ["--k", "a"], "write numbers with commas"),
@@ -101,8 +100,7 @@ def test_evaluate_takes_checkpoints_and_model_folders(call, run, tmp_path):
 )
 def test_what_evaluate_refuses(model, more, part, call, run):
     code, out, err = call("evaluate", model.format(run=run), *TASK, *more)
-    assert code == 2
-    assert out == ""
+    assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert part.format(run=run) in err
@@ -163,7 +161,7 @@ def test_an_exported_model_is_plain_and_the_last_one(call, run, tmp_path):
     assert out == f"{last} -> {target}\n"
     names = {path.name for path in target.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
-    assert not names & {"trainer.safetensors", "state.json", "manifest.json"}
+    assert not names & {"trainer.safetensors", "state.json"}
     assert digest(target / "model.safetensors") == digest(last / "model.safetensors")
     model = AutoModelForCausalLM.from_pretrained(target, local_files_only=True)
     weights = load_file(last / "model.safetensors")
@@ -314,12 +312,8 @@ def test_a_check_that_fails_exits_with_one(call, monkeypatch):
         def solve(self, problem):
             return "\x1b[31mno"
 
-    build = command.app
-    del build
-    from forkpoint.cli import task as module
-
-    real = module._task
-    monkeypatch.setattr(module, "_task", lambda name, settings: Bad(real(name, settings)))
+    real = task._task
+    monkeypatch.setattr(task, "_task", lambda name, settings: Bad(real(name, settings)))
     code, out, _ = call("task", "check", "paths", "--count", 3)
     assert code == 1
     assert "0 of 3 reference answers accepted" in out
@@ -341,11 +335,8 @@ class Console:
 
 @pytest.mark.parametrize(("right", "code"), [(True, 0), (False, 1)])
 def test_a_problem_can_be_played(right, code, call, monkeypatch):
-    from forkpoint.seeds import Key
-    from forkpoint.tasks.paths import Settings, build
-
-    task = build(Settings())
-    answer = task.solve(task.problem(Key.root(3).child("play")))
+    paths = build(Settings())
+    answer = paths.solve(paths.problem(Key.root(3).child("play")))
     monkeypatch.setattr(sys, "stdin", Console(answer + "\n" if right else "zz\n"))
     found, out, _ = call("task", "play", "paths", "--seed", 3)
     assert found == code
@@ -357,6 +348,7 @@ def test_a_problem_can_be_played(right, code, call, monkeypatch):
     ("arguments", "part"),
     [
         (["task", "show", "path"], "Did you mean 'paths'?"),
+        (["evaluate", "x", "--task", "pths"], "Did you mean 'paths'?"),
         (["task", "show", "paths", "--set", "depth=x"], "depth = 'x'"),
         (["task", "show", "paths", "--count", "0"], "Must be >= 1"),
         (["task", "show", "paths", "--difficulty", "2"], "Must be <= 1"),
@@ -392,7 +384,5 @@ def test_help_goes_to_standard_output(words, call):
 
 
 def test_numbers_that_json_cannot_hold_become_null():
-    from forkpoint.cli.output import finite, visible
-
     assert finite({"a": (math.nan, 1.0), "b": [math.inf]}) == {"a": [None, 1.0], "b": [None]}
     assert visible("a\x1b[31m\u202eb\ud800\nc") == "a\\x1b[31m\\u202eb\\ud800\nc"

@@ -196,7 +196,7 @@ OVERRIDES = [
     (["stage.rl.updates=2\nname='b'"], ["stage.rl.updates ="]),
     (["policy.widht=3"], ["Did you mean 'width'?"]),
     (["policy.width=98"], ["width = 98", "heads = 4"]),
-    (["policy.kind=tabular"], ["policy.kind = 'tabular'", "hf, tiny"]),
+    (["policy.kind=tables"], ["policy.kind = 'tables'", "hf, tabular, tiny"]),
     (["policy.kind=hf"], ["policy.", "is"]),
     (["policy=3"], ["policy = 3"]),
     (["seed=-1"], ["seed = -1"]),

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +72,8 @@ class Assembly:
     recipe: Recipe
     origin: Path
     run: Path
+    tasks: dict[str, Task] = field(default_factory=dict, repr=False, compare=False)
+    """Built once: some tasks start a process or read a file."""
 
     def stage_context(self, name: str, writer: "RunWriter", stop: Callable[[], bool]) -> "StageContext":
         """Everything that the stage of this name needs."""
@@ -137,11 +139,10 @@ class Assembly:
 
     def task(self, stage: RLStage | TextStage) -> Task:
         """The task of a stage."""
-        return build_task(
-            stage.task or self.recipe.task,
-            where=f"[stage.{stage.name}.task]" if stage.task else "[task]",
-            folder=self.origin,
-        )
+        where = f"[stage.{stage.name}.task]" if stage.task else "[task]"
+        if where not in self.tasks:
+            self.tasks[where] = build_task(stage.task or self.recipe.task, where=where, folder=self.origin)
+        return self.tasks[where]
 
     def with_adapters(self, policy: "Policy", stage: str) -> "Policy":
         """The policy with the recipe's adapters, or itself where it has none."""

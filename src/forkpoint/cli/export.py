@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from forkpoint.records import Problem, Reward, Rollout
 
 TRAINER_FILES = frozenset({"trainer.safetensors", "state.json", "manifest.json"})
-"""What a checkpoint holds beside a plain model."""
+"""What a checkpoint holds beside a plain model; the copy gets a manifest of its own."""
 COLUMNS = (
     "id", "stage", "purpose", "update", "group_id", "index", "task", "problem_key", "prompt", "reference", "text",
     "prompt_tokens", "tokens", "logprobs", "loss_mask", "advantages", "credit_rule", "reward", "outcome", "correct",

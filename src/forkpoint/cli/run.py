@@ -157,8 +157,8 @@ def _work(recipe: Recipe, folder: Path, origin: Path, *, quiet: bool) -> int:
     _settle(folder, workers, signals)
     if signals:
         return EXIT_STOPPED if signals[0] == signal.SIGINT else EXIT_TERMINATED
-    codes = [worker.wait() for worker in workers]
-    return 1 if min(codes) < 0 else max(codes)
+    ended = [worker.wait() for worker in workers]
+    return 1 if min(ended) < 0 else max(ended)
 
 
 @contextlib.contextmanager

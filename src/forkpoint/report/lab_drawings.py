@@ -1,0 +1,334 @@
+"""How each figure of the lab is drawn: numbers of `lab_values` into an empty matplotlib figure.
+
+Colors are those of Okabe and Ito, which color-blind readers can tell apart; lines differ in marks or dashes too.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from forkpoint.report.lab_values import HEADLINE, Values, mean_of_draws
+from forkpoint.theory.graphs import PathStar
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#AA4499", "#56B4E9"
+INK, QUIET, RULE = "#1c2127", "#5b636d", "#d9d9d3"
+STYLE = {
+    "font.size": 10.0,
+    "font.family": ["DejaVu Sans"],
+    "text.color": INK,
+    "axes.edgecolor": QUIET,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 10.0,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "legend.frameon": False,
+    "legend.fontsize": 9.0,
+    "lines.linewidth": 2.0,
+    "svg.hashsalt": "forkpoint",
+    "savefig.facecolor": "white",
+}
+CONFUSED = (PathStar.regular(branches=3, depth=15, lanes=5), HEADLINE)
+"""The graphs of the figure `confused-middle`."""
+ROWS = (
+    ("a", "R+ came forward to a right end", "go on"),
+    ("b", "R− came back to a right end", "back over a lane"),
+    ("c", "L+ came forward to a left end", "on over a lane"),
+    ("d", "L− came back to a left end", "back toward the fork"),
+)
+"""The four probabilities: name, the state, the desired move."""
+
+
+def graph_label(graph: Values) -> str:
+    """A graph in a few words.
+
+    >>> graph_label({"branches": 2, "depths": [3, 3], "lanes": [5, 4]})
+    'W = 2, K = 3, L = 5, 4'
+    """
+    depth, lanes = (
+        str(values[0]) if len(set(values)) == 1 else ", ".join(map(str, values))
+        for values in (graph["depths"], graph["lanes"])
+    )
+    return f"W = {graph['branches']}, K = {depth}, L = {lanes}"
+
+
+def _sized(figure: Any, width: float, height: float, title: str) -> None:  # noqa: ANN401
+    figure.set_size_inches(width, height)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, color=QUIET)
+
+
+def _level(axes: Any, value: float, text: str, color: str, *, above: bool = True, side: str = "right") -> None:  # noqa: ANN401
+    """A horizontal line of the theory with its name and value at one side."""
+    axes.axhline(value, color=color, linestyle=(0, (5, 3)), linewidth=1.2)
+    x, align = (0.99, "right") if side == "right" else (0.01, "left")
+    axes.annotate(
+        text, (x, value), xycoords=("axes fraction", "data"), xytext=(0, 3 if above else -4), color=color,
+        textcoords="offset points", ha=align, va="bottom" if above else "top", fontsize=9,
+    )  # fmt: skip
+
+
+def _digits(value: float) -> str:
+    """A number of steps as a reader wants it.
+
+    >>> _digits(50142.0), _digits(85.6), _digits(2966044.19)
+    ('50,142', '85.6', '2,966,044')
+    """
+    return f"{value:,.1f}".removesuffix(".0") if value < 1000 else f"{value:,.0f}"
+
+
+def _plain(axes: Any, *names: str) -> None:  # noqa: ANN401
+    """Numbers of a logarithmic axis as 1,000 instead of a power."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter  # noqa: PLC0415  (an optional extra)
+
+    for name in names:
+        axis = getattr(axes, f"{name}axis")
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value < 1e7 else f"{value:.0e}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def sign_curve(figure: Any, found: Values) -> None:  # noqa: ANN401
+    """The hitting time against iterations of the sign flow, with the theory's lines."""
+    _sized(figure, 6.6, 4.3, f"sign gradient flow, step {found['step']}; {graph_label(found['graph'])}; exact")
+    axes, lines = figure.subplots(), found["lines"]
+    times, steps = np.array(found["iterations"]), np.exp(found["log_hitting_time"])
+    axes.plot(times, steps, color=BLUE)
+    for moment in (0, len(times) // 2, len(times) - 1):
+        axes.plot(times[moment], steps[moment], "o", color=BLUE, markersize=5)
+        last = moment == len(times) - 1
+        axes.annotate(f"{_digits(steps[moment])} at {times[moment]:.0f}", (times[moment], steps[moment]), color=BLUE,
+                      xytext=(0 if last else 8, 16 if last else 6), textcoords="offset points",
+                      ha="right" if last else "left", fontsize=9)  # fmt: skip
+    optimum, paper = lines["optimal"], lines["paper"]
+    apart = abs(optimum - paper) > 1e-6
+    _level(axes, optimum, f"optimum, fork frozen: {_digits(optimum)}", GREEN, above=True, side="left")
+    if apart:
+        _level(axes, paper, f"the paper's 4Σk: {_digits(paper)}", QUIET, above=False, side="left")
+    trained = lines["optimal, fork trained"]
+    _level(axes, trained, f"optimum, fork trained: {_digits(trained)}", PURPLE, above=False, side="left")
+    axes.set(yscale="log", xlabel="iteration", ylabel="mean hitting time, steps", ylim=(trained * 0.6, steps[0] * 1.7))
+    axes.set_xlim(-0.01 * times[-1], 1.02 * times[-1])
+    _plain(axes, "y")
+
+
+def probabilities(figure: Any, found: Values) -> None:  # noqa: ANN401
+    """Four heat maps: iterations to the right, depth upward."""
+    _sized(figure, 9.2, 5.6, f"sign gradient flow, step {found['step']}; {graph_label(found['graph'])}; exact")
+    grid = figure.subplots(2, 2, sharex=True, sharey=True)
+    times, image = found["iterations"], None
+    for axes, (name, state, move) in zip(grid.flat, ROWS, strict=True):
+        table = np.array(found["probabilities"][name]).T
+        depth = table.shape[0]
+        image = axes.imshow(table, origin="lower", aspect="auto", cmap="cividis", vmin=0, vmax=1,
+                            extent=(0, times[-1], 0.5, depth + 0.5), interpolation="nearest")  # fmt: skip
+        axes.set_title(f"{name}: {state}: {move}")
+        axes.axvline(times[-1] / 2, color="white", linestyle=":", linewidth=1)
+        axes.grid(visible=False)
+    for axes in grid[1]:
+        axes.set_xlabel("iteration")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("depth j (1 at the fork)")
+    figure.colorbar(image, ax=grid, label="probability of the desired move", shrink=0.9, pad=0.02)
+
+
+def imitation_by_depth(figure: Any, found: Values) -> None:  # noqa: ANN401
+    """Converged SFT against depth, a line for each number of lanes."""
+    _sized(figure, 6.6, 4.6, f"converged SFT on golden paths, W = {found['branches']}; exact")
+    axes, depths = figure.subplots(), found["depths"]
+    colors, marks = (SKY, BLUE, GREEN, ORANGE, RED), "osD^v"
+    for place, (lanes, row) in enumerate(found["hitting_time_by_lanes"].items()):
+        color = colors[place % 5]
+        axes.plot(depths, row, color=color, marker=marks[place % 5], markersize=5)
+        text = f"L = {lanes}: {_digits(row[-1])}   (×{found['growth_by_lanes'][lanes]:.2f} a diamond)"
+        axes.annotate(text, (depths[-1], row[-1]), xytext=(8, 0), textcoords="offset points", color=color, va="center",
+                      fontsize=9, annotation_clip=False)  # fmt: skip
+    lanes = len(found["hitting_time_by_lanes"])
+    axes.plot(depths, found["uniform"], color=QUIET, linestyle="--", linewidth=1.4)
+    axes.plot(depths, found["optimal"], color=INK, linewidth=1.4)
+    axes.annotate(f"pretrained, L = {lanes}: {_digits(found['uniform'][-1])}", (depths[-1], found["uniform"][-1]),
+                  xytext=(8, 0), textcoords="offset points", color=QUIET, va="center", fontsize=9)  # fmt: skip
+    axes.annotate(f"RLVR, every L: {_digits(found['optimal'][-1])}", (depths[-1], found["optimal"][-1]),
+                  xytext=(8, 0), textcoords="offset points", color=INK, va="center", fontsize=9)  # fmt: skip
+    axes.set(yscale="log", xlabel="diamonds of a branch, K", ylabel="mean hitting time, steps")
+    axes.set_xticks(depths)
+    _plain(axes, "y")
+
+
+def supervised_sweep(figure: Any, found: Values) -> None:  # noqa: ANN401
+    """The hitting time against the share of supervised backward states: means, and the draws of the most lanes."""
+    graph = found["graph"]
+    title = f"converged SFT, W = {graph['branches']}, K = {graph['depths'][0]}; {found['draws']} draws, exact for each"
+    _sized(figure, 6.6, 4.6, title)
+    axes, shares = figure.subplots(), np.array(found["shares"])
+    rows = found["hitting_times_by_lanes"]
+    colors, marks = (SKY, BLUE, GREEN, ORANGE, RED), "osD^v"
+    last = max(rows, key=int)
+    for p, draws in zip(shares, rows[last], strict=True):
+        spread = np.linspace(-0.012, 0.012, len(draws))
+        axes.plot(p + spread, draws, ".", color=RED, alpha=0.2, markersize=3, markeredgewidth=0)
+    for place, (lanes, row) in enumerate(rows.items()):
+        means = [mean for mean, _, _ in mean_of_draws(row)]
+        axes.plot(shares, means, color=colors[place], marker=marks[place], markersize=5, label=f"L = {lanes}, mean")
+    axes.plot([], [], ".", color=RED, alpha=0.5, label=f"L = {last}, each draw")
+    _level(axes, found["optimal"], f"RLVR: {_digits(found['optimal'])}", INK, above=False, side="left")
+    axes.set(yscale="log", xlabel="share p of backward states that are supervised", ylabel="mean hitting time, steps")
+    axes.set_ylim(bottom=found["optimal"] * 0.55)
+    axes.set_xticks(shares)
+    axes.legend(loc="upper right")
+    _plain(axes, "y")
+
+
+def stored_curve(figure: Any, found: Values) -> None:  # noqa: ANN401
+    """Curves of long trainings against updates, with the theory's lines."""
+    _sized(figure, 6.6, 4.3, f"{found.get('about', 'sampled rollouts')}; {graph_label(found['graph'])}")
+    axes, lines, colors = figure.subplots(), found["lines"], (BLUE, ORANGE, GREEN, PURPLE)
+    for place, curve in enumerate(found["curves"]):
+        label = f"{curve['label']} ({curve['measure']})"
+        axes.plot(curve["updates"], curve["steps"], color=colors[place % 4], label=label,
+                  linestyle=("-", "--", "-.", ":")[place % 4])  # fmt: skip
+    _level(axes, lines["uniform"], f"pretrained: {_digits(lines['uniform'])}", QUIET)
+    _level(axes, lines["optimal"], f"optimum, fork frozen: {_digits(lines['optimal'])}", GREEN, above=False, side="left")
+    axes.set(yscale="log", xlabel="update", ylabel="mean hitting time, steps")
+    axes.set_ylim(lines["optimal"] * 0.6, lines["uniform"] * 1.8)
+    axes.legend(loc="center right")
+    _plain(axes, "y")
+
+
+def hit_curves(figure: Any, found: Values) -> None:  # noqa: ANN401
+    """P(hit within T) of three policies against T."""
+    _sized(figure, 6.6, 4.3, f"{graph_label(found['graph'])}; exact")
+    axes, times = figure.subplots(), found["steps"]
+    kinds = (("optimal", "RLVR", GREEN, "-"), ("uniform", "pretrained", QUIET, "--"), ("golden", "SFT", RED, "-."))
+    for name, label, color, dashes in kinds:
+        axes.plot(times, found["hit_within"][name], color=color, linestyle=dashes, label=label)
+    level = found["lines"]["one over W"]
+    axes.axhline(level, color=RULE, linewidth=1)
+    axes.annotate(f"1/W = {level:.3f}", (times[-1], level), xytext=(0, -4), textcoords="offset points", ha="right",
+                  va="top", fontsize=9, color=RED)  # fmt: skip
+    axes.set(xscale="log", xlabel="steps T", ylabel="P(hit within T steps)", ylim=(0, 1.03), xlim=(times[0], times[-1]))
+    axes.legend(loc="upper left")
+    _plain(axes, "x")
+
+
+def confused_middle(figure: Any, found: Values) -> None:  # noqa: ANN401
+    """Above the signal of b and d by depth at the start, below the gap of b in the first moments of training."""
+    graphs = found["graphs"]
+    _sized(figure, 4.9 * len(graphs) + (1.0 if len(graphs) == 1 else 0.0), 6.4, "sign gradient flow from the uniform policy; exact")
+    grid = figure.subplots(2, len(graphs), squeeze=False, height_ratios=(1, 1))
+    limit = max(np.abs(graph["gaps"]["b"]).max() for graph in graphs) / 2
+    image = None
+    for column, graph in enumerate(graphs):
+        _signal(grid[0][column], graph)
+        axes, gaps = grid[1][column], np.array(graph["gaps"]["b"]).T
+        image = axes.imshow(gaps, origin="lower", aspect="auto", cmap="PuOr", vmin=-limit, vmax=limit,
+                            extent=(0, graph["times"][-1], 0.5, len(gaps) + 0.5), interpolation="nearest")  # fmt: skip
+        axes.grid(visible=False)
+        worse = int((gaps.min(axis=1) < 0).sum())
+        axes.set_title(f"gap of b: {worse} of {len(gaps)} depths get worse first" if worse else "gap of b: none gets worse")
+        axes.set(xlabel="flow time, nats", ylabel="depth j" if column == 0 else "")
+    figure.colorbar(image, ax=grid[1].tolist(), label="logit gap of b since the start, nats", extend="both", pad=0.02)
+
+
+def _signal(axes: Any, graph: Values) -> None:  # noqa: ANN401
+    for name, color, mark in (("b", BLUE, "o"), ("d", ORANGE, "s")):
+        row = np.array(graph["signal"][name])
+        depths = np.arange(1, len(row) + 1)
+        axes.plot(depths, row / np.abs(row).max(), color=color, marker=mark, markersize=4, label=f"{name}")
+    low = min(axes.get_ylim()[0], -0.12)
+    axes.axhspan(low, 0, color=RED, alpha=0.10, linewidth=0)
+    axes.annotate("gets worse", (0.99, low), xycoords=("axes fraction", "data"), xytext=(0, 3), color=RED,
+                  textcoords="offset points", ha="right", va="bottom", fontsize=9)  # fmt: skip
+    axes.axhline(0, color=QUIET, linewidth=1)
+    axes.set_ylim(low, 1.08)
+    axes.set_title(f"{graph_label(graph['graph'])}: first gradient")
+    axes.set(xlabel="depth j", ylabel="signal $G_j$ / largest $|G|$")
+    axes.legend(loc="upper center", ncols=2)
+
+
+def confused_map(figure: Any, found: Values) -> None:  # noqa: ANN401
+    """For each W and K the number of depths with a negative first gradient of b."""
+    _sized(figure, 6.8, 4.6, f"first exact gradient of b from the uniform policy, L = {found['lanes']}")
+    axes = figure.subplots()
+    counts = np.array(found["negative_depths"], dtype=float)
+    widths, depths = found["branches"], found["depths"]
+    image = axes.imshow(np.where(counts > 0, counts, np.nan), origin="lower", aspect="auto", cmap="cividis_r",
+                        extent=(depths[0] - 0.5, depths[-1] + 0.5, widths[0] - 0.5, widths[-1] + 0.5), vmin=0,
+                        interpolation="nearest")  # fmt: skip
+    axes.set_facecolor("#f1f1ec")
+    axes.grid(visible=False)
+    axes.annotate("no depth gets worse", (8, 19), color=QUIET, fontsize=10)
+    for w, k, text, at, color in (
+        (15, 15, "the paper's W = K = 15", (-6, 9), INK), (3, 15, "W = 3, K = 15", (-6, 9), "white"),
+    ):  # fmt: skip
+        axes.plot(k, w, "o", color=RED, markeredgecolor="white", markersize=8)
+        axes.annotate(text, (k, w), xytext=at, textcoords="offset points", color=color, fontsize=9)
+    axes.set(xlabel="diamonds of a branch, K", ylabel="branches, W")
+    figure.colorbar(image, ax=axes, label="depths that get worse first", pad=0.02)
+
+
+def search_by_lanes(figure: Any, found: Values) -> None:  # noqa: ANN401
+    """Mean steps of the search agent against the number of lanes."""
+    _sized(figure, 6.6, 4.3, f"search agent, W = {found['branches']}, K = {found['depth']}; lines exact")
+    axes, lanes = figure.subplots(), found["lanes"]
+    slope = found["golden"][-1] - found["golden"][-2]
+    for name, color, dashes, text in (
+        ("golden", RED, "-.", f"SFT + search: {slope:g} steps more for each lane"),
+        ("optimal", GREEN, "-", f"RLVR + search: {_digits(found['optimal'][0])} for every L"),
+    ):
+        axes.plot(lanes, found[name], color=color, linestyle=dashes, label=text)
+        rows = found["simulated"][name]
+        axes.errorbar([row["lanes"] for row in rows], [row["steps"] for row in rows], fmt="o", color=color,
+                      yerr=[1.96 * row["standard_error"] for row in rows], markersize=5, capsize=3, linewidth=1.3)  # fmt: skip
+        for row in rows:
+            exact = found[name][lanes.index(row["lanes"])]
+            axes.annotate(_digits(exact), (row["lanes"], exact), xytext=(0, -15), textcoords="offset points",
+                          color=color, ha="center", fontsize=8.5)  # fmt: skip
+    axes.set(xlabel="lanes of a diamond, L", ylabel="mean steps to the target", ylim=(0, None), xlim=(0.5, 20.5))
+    axes.set_xticks([1, 2, 5, 10, 15, 20])
+    axes.legend(loc="upper left")
+
+
+def imitation_curves(figure: Any, found: Values) -> None:  # noqa: ANN401
+    """Imitation of golden paths and of whole walks against flow time."""
+    _sized(figure, 6.8, 4.5, f"imitation by gradient flow from the pretrained policy; {graph_label(found['graph'])}; exact")
+    axes, times, lines = figure.subplots(), np.array(found["times"][1:]), found["lines"]
+    kinds = (("golden", "imitation of golden paths (SFT)", RED, "-."),
+             ("distillation", "imitation of RLVR's whole walks", BLUE, "-"))  # fmt: skip
+    for name, label, color, dashes in kinds:
+        axes.plot(times, np.exp(found["log_hitting_time"][name][1:]), color=color, linestyle=dashes, label=label)
+    if lines["golden"] is not None:
+        _level(axes, lines["golden"], f"converged SFT: {_digits(lines['golden'])}", RED, side="left")
+    _level(axes, lines["uniform"], f"pretrained: {_digits(lines['uniform'])}", QUIET)
+    _level(axes, lines["optimal"], f"RLVR, fork frozen: {_digits(lines['optimal'])}", GREEN, above=False, side="left")
+    axes.set(xscale="log", yscale="log", xlabel="flow time", ylabel="mean hitting time, steps")
+    axes.set_ylim(bottom=lines["optimal"] * 0.5)
+    axes.set_xlim(times[0], times[-1])
+    axes.legend(loc="center right")
+    _plain(axes, "y")
+
+
+def fork_curves(figure: Any, found: Values) -> None:  # noqa: ANN401
+    """The hitting time with the fork's rows frozen and trained."""
+    _sized(figure, 6.6, 4.3, f"exact gradient of the full table, normalized, step 0.5; {graph_label(found['graph'])}")
+    axes, lines = figure.subplots(), found["lines"]
+    for fork, color, dashes in (("frozen", GREEN, "-"), ("trained", PURPLE, "--")):
+        axes.plot(found["iterations"], found["hitting_time"][fork], color=color, linestyle=dashes, label=f"fork {fork}")
+    _level(axes, lines["optimal"], f"optimum, fork frozen: {_digits(lines['optimal'])}", GREEN)
+    trained = lines["optimal, fork trained"]
+    _level(axes, trained, f"optimum, fork trained: {_digits(trained)}", PURPLE, above=False)
+    axes.set(yscale="log", xlabel="iteration", ylabel="mean hitting time, steps", ylim=(trained * 0.6, None))
+    axes.set_xlim(0, found["iterations"][-1])
+    axes.legend(loc="upper right")
+    _plain(axes, "y")
+
+
+Drawer = Callable[[Any, Values], None]
+DRAWERS: Sequence[Drawer] = (sign_curve, probabilities, imitation_by_depth, supervised_sweep, stored_curve, hit_curves,
+                             confused_middle, confused_map, search_by_lanes, imitation_curves, fork_curves)  # fmt: skip
