@@ -67,12 +67,18 @@ def test_a_terminal_shows_a_table_that_fits(width, run, monkeypatch):
     with RunReader(run) as reader, Display(reader, quiet=False) as display:
         display.refresh(last=True)
     lines = [line for line in screen.getvalue().splitlines() if line.strip()]
-    assert any(line.lstrip("\x1b[?25l\r").startswith("stage") for line in lines)
-    (row,) = [line for line in lines if line.lstrip().startswith("rl ")][:1]
-    assert "2/6" in row
-    if width >= 80:
-        assert "running" in row
-        assert "0.25" in row
+    head = next(place for place, line in enumerate(lines) if "stage" in line and "update" in line)
+    row = next(line for line in lines if line.startswith("rl "))
+    assert row.split()[:5] == ["rl", "running", "2/6", "0.5", "0:08"]
+    assert "…" not in lines[head] + row
+    # What does not fit beside stands below.
+    shown = dict(zip(lines[head].split()[-1:], row.split()[-1:], strict=True)) if width == 200 else {}
+    assert shown.get("loss", "-0.001") == "-0.001"
+    if width < 200:
+        assert any(line.startswith("rl: ") for line in lines)
+    if width == 80:
+        assert "entropy 1.25" in "".join(lines)
+        assert "zero var. 0.50" in "".join(lines)
 
 
 def test_times():

@@ -12,7 +12,7 @@ from forkpoint.policies.tabular import OFFSET, TabularPolicy, from_theory, load_
 from forkpoint.records import frozen_array
 from forkpoint.theory.classes import golden_policy, uniform_policy
 from forkpoint.theory.graphs import PathStar, edge_states
-from forkpoint.theory.tables import cyclic_policy, softmax_policy, solve_table, spread_policy
+from forkpoint.theory.tables import cyclic_policy, policy_from_text, softmax_policy, solve_table, spread_policy
 
 GRAPH = PathStar(depths=(2, 1, 2), lanes=(2, 3, 2))
 
@@ -164,6 +164,18 @@ def test_the_transformer_by_hand():
     assert logprobs[0, 2].item() == pytest.approx(expected.item(), rel=1e-12)
 
 
+def test_the_transformer_reads_nothing_before_the_beginning():
+    policy = transformer(window=3)
+    logprobs, _ = policy.logprobs(pad_rows([row([0, 2])], [0]))
+    moves = list(edge_states(GRAPH).moves(0))
+    model = from_theory(random_table(), fork="trained", architecture="transformer", window=3, dtype=torch.float64).model
+    model.values.data.copy_(policy.model.values)
+    expected = torch.log_softmax(model.logits[: len(moves)] + model.values[0, moves], 0)[moves.index(2)]
+    free = transformer(window=3, fork="trained").logprobs(pad_rows([row([0, 2])], [0]))[0]
+    assert free[0, 0].item() == pytest.approx(expected.item(), rel=1e-12)
+    assert logprobs[0, 0].item() != pytest.approx(expected.item(), rel=1e-3)  # the fork's row sees the table alone
+
+
 def test_the_transformer_sees_its_window_and_no_more():
     policy, walk = transformer(window=3), legal_walk(GRAPH, 30)
     whole, _ = policy.logprobs(pad_rows([row(walk)], [0]))
@@ -223,6 +235,16 @@ def test_what_cannot_be_loaded(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"xx")
     with pytest.raises(ModelError, match="no tabular policy"):
         load_tabular(tmp_path)
+
+
+def test_a_saved_table_is_a_policy_file_of_the_lab(tmp_path):
+    policy = from_theory(random_table())
+    policy.save(tmp_path)
+    again = policy_from_text(GRAPH, (tmp_path / "policy.json").read_text())
+    np.testing.assert_array_equal(again.probabilities, policy.to_theory().probabilities)
+    (tmp_path / "other").mkdir()
+    transformer().save(tmp_path / "other")
+    assert not (tmp_path / "other" / "policy.json").exists()
 
 
 def test_the_cyclic_optimum_is_a_policy_too():

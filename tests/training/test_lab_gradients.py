@@ -158,6 +158,7 @@ SAMPLED = {
     "leave_one_out": {"rule": "leave_one_out", "penalty": PENALTY},
     "leave_one_out, dppo_tv": {"rule": "leave_one_out", "penalty": PENALTY, "loss": "dppo_tv"},
     "survivors": {"rule": "survivors", "penalty": PENALTY},
+    "batch_baseline": {"rule": "batch_baseline", "penalty": PENALTY},
     "group_mean_std": {"rule": "group_mean_std", "penalty": 0.0},
     "group_mean_std, graded": {"rule": "group_mean_std", "penalty": PENALTY},
     "max_rl": {"rule": "max_rl", "penalty": 0.0},
@@ -168,7 +169,7 @@ SAMPLED = {
 }
 SAME = {"leave_one_out, dppo_tv": "leave_one_out", "survivors": "leave_one_out"}
 """Estimators with the expectation of another."""
-UNBIASED = ("leave_one_out", "leave_one_out, dppo_tv", "survivors", "critic")
+UNBIASED = ("leave_one_out", "leave_one_out, dppo_tv", "survivors", "batch_baseline", "critic")
 
 
 def exact_gradient():

@@ -29,7 +29,7 @@ TASKS: Mapping[str, str] = MappingProxyType(
 CREDIT_RULES: Mapping[str, str] = MappingProxyType(
     {
         name: f"forkpoint.credit:{name}"
-        for name in ("leave_one_out", "group_mean_std", "max_rl", "survivors", "critic")
+        for name in ("leave_one_out", "group_mean_std", "max_rl", "survivors", "critic", "batch_baseline")
     }
 )
 CRITIC_RULES = frozenset({"critic"})

@@ -2,11 +2,13 @@
 
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from forkpoint.store import RunReader, StageRecord, StageStatus
 
@@ -31,6 +33,15 @@ def clock(seconds: float) -> str:
     """
     whole = int(seconds)
     return f"{whole // 60}:{whole % 60:02d}" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}"
+
+
+def _text(metrics: Mapping[str, float], columns: Sequence[tuple[str, str, str]]) -> str:
+    return "  ".join(f"{title} {form.format(metrics[key])}" for title, key, form in columns if key in metrics)
+
+
+def _width(columns: Sequence[tuple[str, str, str]]) -> int:
+    """Of a table's columns with their gaps; six places hold every number."""
+    return sum(max(6, len(title)) + 2 for title, _, _ in columns)
 
 
 class Display:
@@ -74,20 +85,31 @@ class Display:
         rate = stage.updates_done / stage.seconds if stage.seconds > 0 else 0.0
         return rate, (stage.updates_total - stage.updates_done) / rate if rate else 0.0
 
-    def _table(self, stages: list[StageRecord]) -> Table:
+    def _table(self, stages: list[StageRecord]) -> Group:
+        """A row for each stage; metrics that the terminal has no room for stand in a line below, for running stages."""
+        names = ["stage", "status", "update", "upd/s", "left"]
+        rows = [self._row(stage) for stage in stages]
+        room = self._console.width - sum(max(map(len, column)) + 2 for column in zip(names, *rows, strict=True))
+        fitting = [column for place, column in enumerate(COLUMNS) if _width(COLUMNS[: place + 1]) <= room]
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("stage", "kind", "status", "update", "upd/s", "left", *(column[0] for column in COLUMNS)):
-            table.add_column(name, justify="left" if name in ("stage", "kind", "status") else "right")
-        for stage in stages:
-            rate, left = self._rate(stage)
-            running = stage.status is StageStatus.RUNNING and rate > 0
+        for name in (*names, *(title for title, _, _ in fitting)):
+            table.add_column(name, justify="left" if name in ("stage", "status") else "right", no_wrap=True)
+        below = []
+        for stage, row in zip(stages, rows, strict=True):
             metrics = self._reader.latest_metrics(stage.name)
-            table.add_row(
-                stage.name, stage.kind, str(stage.status), f"{stage.updates_done}/{stage.updates_total}",
-                f"{rate:.1f}" if rate else "", clock(left) if running else "",
-                *(form.format(metrics[key]) if key in metrics else "" for _, key, form in COLUMNS),
-            )  # fmt: skip
-        return table
+            table.add_row(*row, *(form.format(metrics[key]) if key in metrics else "" for _, key, form in fitting))
+            rest = _text(metrics, COLUMNS[len(fitting) :])
+            if rest and stage.status is StageStatus.RUNNING:
+                below.append(Text(f"{stage.name}: {rest}", no_wrap=True, overflow="ellipsis"))
+        return Group(table, *below)
+
+    def _row(self, stage: StageRecord) -> list[str]:
+        rate, left = self._rate(stage)
+        running = stage.status is StageStatus.RUNNING and rate > 0
+        return [
+            stage.name, str(stage.status), f"{stage.updates_done}/{stage.updates_total}",
+            f"{rate:.1f}" if rate else "", clock(left) if running else "",
+        ]  # fmt: skip
 
     def _lines(self, stages: list[StageRecord], now: float, *, last: bool) -> None:
         for stage in stages:
@@ -99,7 +121,7 @@ class Display:
             self._said[stage.name] = (stage.status, now)
             rate, left = self._rate(stage)
             metrics = self._reader.latest_metrics(stage.name)
-            shown = "  ".join(f"{title} {form.format(metrics[key])}" for title, key, form in COLUMNS if key in metrics)
+            shown = _text(metrics, COLUMNS)
             speed = f"  {rate:.1f} upd/s  {clock(left)} left" if stage.status is StageStatus.RUNNING and rate else ""
             line = f"{stage.name}: {stage.status} {stage.updates_done}/{stage.updates_total}{speed}  {shown}"
             print(line.rstrip(), file=sys.stderr, flush=True)

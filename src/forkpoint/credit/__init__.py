@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TypeAlias
 
+from forkpoint.credit.batch import batch_baseline
 from forkpoint.credit.critic import critic
 from forkpoint.credit.group import group_mean_std, leave_one_out, max_rl
 from forkpoint.credit.survivors import survivors
@@ -19,8 +20,18 @@ CREDIT_RULES: Mapping[str, CreditRule] = MappingProxyType(
         "max_rl": max_rl,
         "survivors": survivors,
         "critic": critic,
+        "batch_baseline": batch_baseline,
     }
 )
 """The credit rules by the name that a recipe uses."""
 
-__all__ = ["CREDIT_RULES", "CreditRule", "critic", "group_mean_std", "leave_one_out", "max_rl", "survivors"]
+__all__ = [
+    "CREDIT_RULES",
+    "CreditRule",
+    "batch_baseline",
+    "critic",
+    "group_mean_std",
+    "leave_one_out",
+    "max_rl",
+    "survivors",
+]

@@ -25,13 +25,13 @@ from forkpoint.policies.protocol import Scorer
 from forkpoint.policies.texts import Texts, alphabet_tokenizer
 from forkpoint.tasks.lab import edge_alphabet
 from forkpoint.theory.graphs import PathStar
-from forkpoint.theory.tables import TablePolicy, softmax_policy
+from forkpoint.theory.tables import TablePolicy, policy_text, softmax_policy
 
 OFFSET = 2
 """Tokens before the first edge state: padding and end of sequence."""
 CONTEXT = 1_000_000
 """Most tokens of a walk."""
-WEIGHTS, DESCRIPTION = "model.safetensors", "tabular.json"
+WEIGHTS, DESCRIPTION, THEORY = "model.safetensors", "tabular.json", "policy.json"
 _FORMAT = "forkpoint-tabular"
 _FLOOR = -80.0
 """Logit of a move of probability 0, nats: e^-80 is still a normal float32."""
@@ -103,7 +103,7 @@ class TabularPolicy:
         return softmax_policy(self.graph, self.model.logits.detach().double().cpu().numpy())
 
     def save(self, folder: Path) -> None:
-        """Writes the tensors and what they are tensors of."""
+        """Writes the tensors and what they are tensors of; a table also as a policy file of the lab."""
         tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.model.named_parameters()}
         save_file(tensors, folder / WEIGHTS)
         description = {
@@ -115,6 +115,8 @@ class TabularPolicy:
             "window": self.edges.window,
         }
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        if self.architecture == "table":
+            (folder / THEORY).write_text(policy_text(self.to_theory()) + "\n", encoding="utf-8")
 
 
 def from_theory(

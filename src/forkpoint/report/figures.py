@@ -47,7 +47,8 @@ FIGURES = (
     FigureSpec(
         name="figure-4",
         title="The four probabilities by depth",
-        caption="The chance of the right kind of move in the four kinds of state, over training and depth.",
+        caption="The chance of the right kind of move in the four kinds of state, over training and depth; contours at"
+        " 0.5, 0.9 and 0.99.",
         compute=lambda graph=values.HEADLINE: values.sign_curve(graph),
         draw=draw.probabilities,
         of_graph=True,
@@ -85,9 +86,10 @@ FIGURES = (
     FigureSpec(
         name="figure-8",
         title="Branches of different depth and lanes",
-        caption="Exact sign gradient flow. The limit is 85.6; the paper's line 4Σk = 84 is the same only where W = K.",
-        compute=lambda: values.sign_curve(values.UNEQUAL),
-        draw=draw.sign_curve,
+        caption="Exact sign gradient flow. All four probabilities at 1 give 85.6, and the paper's line 4Σk is 84; the flow"
+        " ends at 85.07, for turning back at once from a deep branch draws the branch anew.",
+        compute=values.unequal_curve,
+        draw=draw.unequal_curve,
     ),
     FigureSpec(
         name="hit-within",

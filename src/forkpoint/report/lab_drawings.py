@@ -118,18 +118,47 @@ def sign_curve(figure: Any, found: Values) -> None:  # noqa: ANN401
     _plain(axes, "y")
 
 
+def unequal_curve(figure: Any, found: Values) -> None:  # noqa: ANN401
+    """The sign flow where branches differ: the whole course, and its end on a linear axis."""
+    _sized(figure, 9.6, 4.3, f"sign gradient flow, step {found['step']}; {graph_label(found['graph'])}; exact")
+    (whole, end), lines = figure.subplots(1, 2), found["lines"]
+    times, steps = np.array(found["iterations"]), np.exp(found["log_hitting_time"])
+    for axes in (whole, end):
+        axes.plot(times, steps, color=BLUE, label="RLVR, fork frozen")
+        axes.set(xlabel="iteration", ylabel="mean hitting time, steps")
+    trained, sure, paper = lines["optimal, fork trained"], lines["optimal"], lines["paper"]
+    whole.plot(0, steps[0], "o", color=BLUE, markersize=5)
+    whole.annotate(f"pretrained: {_digits(steps[0])}", (0, steps[0]), xytext=(8, 6), textcoords="offset points",
+                   color=BLUE, fontsize=9)  # fmt: skip
+    whole.annotate(f"{steps[-1]:.2f} at {times[-1]:.0f}", (times[-1], steps[-1]), xytext=(0, 8), color=BLUE, ha="right",
+                   textcoords="offset points", fontsize=9)  # fmt: skip
+    _level(whole, trained, f"optimum, fork trained: {_digits(trained)}", PURPLE, above=False, side="left")
+    whole.set(yscale="log", title="the whole course", ylim=(trained * 0.6, steps[0] * 1.7), xlim=(-20, times[-1]))
+    _level(end, sure, f"a = b = c = d = 1: {_digits(sure)}", GREEN)
+    _level(end, found["limit"], f"limit of the flow: {found['limit']:.2f}", BLUE, above=False)
+    _level(end, paper, f"the paper's line 4Σk: {_digits(paper)}", QUIET, above=False)
+    end.set(title="its end", ylim=(paper - 0.6, sure + 4.5), xlim=(times[-1] * 0.25, times[-1]))
+    _plain(whole, "y")
+
+
 def probabilities(figure: Any, found: Values) -> None:  # noqa: ANN401
     """Four heat maps: iterations to the right, depth upward."""
-    _sized(figure, 9.2, 5.6, f"sign gradient flow, step {found['step']}; {graph_label(found['graph'])}; exact")
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415  (an optional extra)
+
+    _sized(figure, 9.6, 5.6, f"sign gradient flow, step {found['step']}; {graph_label(found['graph'])}; exact")
     grid = figure.subplots(2, 2, sharex=True, sharey=True)
     times, image = found["iterations"], None
     for axes, (name, state, move) in zip(grid.flat, ROWS, strict=True):
         table = np.array(found["probabilities"][name]).T
         depth = table.shape[0]
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         image = axes.imshow(table, origin="lower", aspect="auto", cmap="cividis", vmin=0, vmax=1,
                             extent=(0, times[-1], 0.5, depth + 0.5), interpolation="nearest")  # fmt: skip
-        axes.set_title(f"{name}: {state}: {move}")
-        axes.axvline(times[-1] / 2, color="white", linestyle=":", linewidth=1)
+        levels = axes.contour(times, np.arange(1, depth + 1), table, levels=[0.5, 0.9, 0.99], colors=INK,
+                              linewidths=0.9, linestyles=[":", "--", "-"]) if depth > 1 else None  # fmt: skip
+        if levels is not None:
+            axes.clabel(levels, fmt="%g", fontsize=8)
+        axes.set_title(f"{name}: {state}, {move}", fontsize=9.5)
         axes.grid(visible=False)
     for axes in grid[1]:
         axes.set_xlabel("iteration")
@@ -172,7 +201,7 @@ def supervised_sweep(figure: Any, found: Values) -> None:  # noqa: ANN401
     last = max(rows, key=int)
     for p, draws in zip(shares, rows[last], strict=True):
         spread = np.linspace(-0.012, 0.012, len(draws))
-        axes.plot(p + spread, draws, ".", color=RED, alpha=0.2, markersize=3, markeredgewidth=0)
+        axes.plot(p + spread, draws, ".", color=RED, alpha=0.35, markersize=3.5, markeredgewidth=0)
     for place, (lanes, row) in enumerate(rows.items()):
         means = [mean for mean, _, _ in mean_of_draws(row)]
         axes.plot(shares, means, color=colors[place], marker=marks[place], markersize=5, label=f"L = {lanes}, mean")
@@ -194,7 +223,9 @@ def stored_curve(figure: Any, found: Values) -> None:  # noqa: ANN401
         axes.plot(curve["updates"], curve["steps"], color=colors[place % 4], label=label,
                   linestyle=("-", "--", "-.", ":")[place % 4])  # fmt: skip
     _level(axes, lines["uniform"], f"pretrained: {_digits(lines['uniform'])}", QUIET)
-    _level(axes, lines["optimal"], f"optimum, fork frozen: {_digits(lines['optimal'])}", GREEN, above=False, side="left")
+    _level(
+        axes, lines["optimal"], f"optimum, fork frozen: {_digits(lines['optimal'])}", GREEN, above=False, side="left"
+    )
     axes.set(yscale="log", xlabel="update", ylabel="mean hitting time, steps")
     axes.set_ylim(lines["optimal"] * 0.6, lines["uniform"] * 1.8)
     axes.legend(loc="center right")
@@ -207,9 +238,9 @@ def hit_curves(figure: Any, found: Values) -> None:  # noqa: ANN401
     axes, times = figure.subplots(), found["steps"]
     kinds = (("optimal", "RLVR", GREEN, "-"), ("uniform", "pretrained", QUIET, "--"), ("golden", "SFT", RED, "-."))
     for name, label, color, dashes in kinds:
-        axes.plot(times, found["hit_within"][name], color=color, linestyle=dashes, label=label)
+        axes.plot(times, found["hit_within"][name], color=color, linestyle=dashes, label=label, drawstyle="steps-post")
     level = found["lines"]["one over W"]
-    axes.axhline(level, color=RULE, linewidth=1)
+    axes.axhline(level, color=RULE, linewidth=1, zorder=0)
     axes.annotate(f"1/W = {level:.3f}", (times[-1], level), xytext=(0, -4), textcoords="offset points", ha="right",
                   va="top", fontsize=9, color=RED)  # fmt: skip
     axes.set(xscale="log", xlabel="steps T", ylabel="P(hit within T steps)", ylim=(0, 1.03), xlim=(times[0], times[-1]))
@@ -220,7 +251,12 @@ def hit_curves(figure: Any, found: Values) -> None:  # noqa: ANN401
 def confused_middle(figure: Any, found: Values) -> None:  # noqa: ANN401
     """Above the signal of b and d by depth at the start, below the gap of b in the first moments of training."""
     graphs = found["graphs"]
-    _sized(figure, 4.9 * len(graphs) + (1.0 if len(graphs) == 1 else 0.0), 6.4, "sign gradient flow from the uniform policy; exact")
+    _sized(
+        figure,
+        4.9 * len(graphs) + (1.0 if len(graphs) == 1 else 0.0),
+        6.4,
+        "sign gradient flow from the uniform policy; exact",
+    )
     grid = figure.subplots(2, len(graphs), squeeze=False, height_ratios=(1, 1))
     limit = max(np.abs(graph["gaps"]["b"]).max() for graph in graphs) / 2
     image = None
@@ -231,7 +267,9 @@ def confused_middle(figure: Any, found: Values) -> None:  # noqa: ANN401
                             extent=(0, graph["times"][-1], 0.5, len(gaps) + 0.5), interpolation="nearest")  # fmt: skip
         axes.grid(visible=False)
         worse = int((gaps.min(axis=1) < 0).sum())
-        axes.set_title(f"gap of b: {worse} of {len(gaps)} depths get worse first" if worse else "gap of b: none gets worse")
+        axes.set_title(
+            f"gap of b: {worse} of {len(gaps)} depths get worse first" if worse else "gap of b: none gets worse"
+        )
         axes.set(xlabel="flow time, nats", ylabel="depth j" if column == 0 else "")
     figure.colorbar(image, ax=grid[1].tolist(), label="logit gap of b since the start, nats", extend="both", pad=0.02)
 
@@ -264,11 +302,10 @@ def confused_map(figure: Any, found: Values) -> None:  # noqa: ANN401
     axes.set_facecolor("#f1f1ec")
     axes.grid(visible=False)
     axes.annotate("no depth gets worse", (8, 19), color=QUIET, fontsize=10)
-    for w, k, text, at, color in (
-        (15, 15, "the paper's W = K = 15", (-6, 9), INK), (3, 15, "W = 3, K = 15", (-6, 9), "white"),
-    ):  # fmt: skip
+    for w, k, text, at in ((15, 15, "the paper's W = K = 15", (-90, 11)), (3, 15, "W = 3, K = 15", (-28, 11))):
         axes.plot(k, w, "o", color=RED, markeredgecolor="white", markersize=8)
-        axes.annotate(text, (k, w), xytext=at, textcoords="offset points", color=color, fontsize=9)
+        axes.annotate(text, (k, w), xytext=at, textcoords="offset points", color=INK, fontsize=9,
+                      bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.85})  # fmt: skip
     axes.set(xlabel="diamonds of a branch, K", ylabel="branches, W")
     figure.colorbar(image, ax=axes, label="depths that get worse first", pad=0.02)
 
@@ -288,8 +325,9 @@ def search_by_lanes(figure: Any, found: Values) -> None:  # noqa: ANN401
                       yerr=[1.96 * row["standard_error"] for row in rows], markersize=5, capsize=3, linewidth=1.3)  # fmt: skip
         for row in rows:
             exact = found[name][lanes.index(row["lanes"])]
-            axes.annotate(_digits(exact), (row["lanes"], exact), xytext=(0, -15), textcoords="offset points",
-                          color=color, ha="center", fontsize=8.5)  # fmt: skip
+            above = name == "golden"
+            axes.annotate(_digits(exact), (row["lanes"], exact), xytext=(-8 if above else 0, 7 if above else -15),
+                          textcoords="offset points", color=color, ha="right" if above else "center", fontsize=9)  # fmt: skip
     axes.set(xlabel="lanes of a diamond, L", ylabel="mean steps to the target", ylim=(0, None), xlim=(0.5, 20.5))
     axes.set_xticks([1, 2, 5, 10, 15, 20])
     axes.legend(loc="upper left")
@@ -297,7 +335,9 @@ def search_by_lanes(figure: Any, found: Values) -> None:  # noqa: ANN401
 
 def imitation_curves(figure: Any, found: Values) -> None:  # noqa: ANN401
     """Imitation of golden paths and of whole walks against flow time."""
-    _sized(figure, 6.8, 4.5, f"imitation by gradient flow from the pretrained policy; {graph_label(found['graph'])}; exact")
+    _sized(
+        figure, 6.8, 4.5, f"imitation by gradient flow from the pretrained policy; {graph_label(found['graph'])}; exact"
+    )
     axes, times, lines = figure.subplots(), np.array(found["times"][1:]), found["lines"]
     kinds = (("golden", "imitation of golden paths (SFT)", RED, "-."),
              ("distillation", "imitation of RLVR's whole walks", BLUE, "-"))  # fmt: skip
@@ -316,7 +356,7 @@ def imitation_curves(figure: Any, found: Values) -> None:  # noqa: ANN401
 
 def fork_curves(figure: Any, found: Values) -> None:  # noqa: ANN401
     """The hitting time with the fork's rows frozen and trained."""
-    _sized(figure, 6.6, 4.3, f"exact gradient of the full table, normalized, step 0.5; {graph_label(found['graph'])}")
+    _sized(figure, 6.6, 4.3, f"exact gradient of the full table, normalized, step 0.3; {graph_label(found['graph'])}")
     axes, lines = figure.subplots(), found["lines"]
     for fork, color, dashes in (("frozen", GREEN, "-"), ("trained", PURPLE, "--")):
         axes.plot(found["iterations"], found["hitting_time"][fork], color=color, linestyle=dashes, label=f"fork {fork}")
@@ -330,5 +370,5 @@ def fork_curves(figure: Any, found: Values) -> None:  # noqa: ANN401
 
 
 Drawer = Callable[[Any, Values], None]
-DRAWERS: Sequence[Drawer] = (sign_curve, probabilities, imitation_by_depth, supervised_sweep, stored_curve, hit_curves,
+DRAWERS: Sequence[Drawer] = (sign_curve, unequal_curve, probabilities, imitation_by_depth, supervised_sweep, stored_curve, hit_curves,
                              confused_middle, confused_map, search_by_lanes, imitation_curves, fork_curves)  # fmt: skip

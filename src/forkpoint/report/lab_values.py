@@ -74,6 +74,20 @@ def sign_curve(graph: PathStar, *, iterations: int = 1200, every: int = 5) -> Va
     }
 
 
+def unequal_curve(graph: PathStar = UNEQUAL) -> Values:
+    """The same where branches differ, with the limit of the flow.
+
+    The fork is frozen, but a walk that turns back on the first edge of a branch draws its branch anew.  So c stays
+    below 1 at depth 1 of deep branches, and the limit lies below the value of a = b = c = d = 1.
+    """
+    end = sign_flow(graph, step=STEP, iterations=5000, every=5000)
+    return {
+        **sign_curve(graph, iterations=2400),
+        "limit": math.exp(end.log_steps[-1]),
+        "entry_probabilities": [end.policy(-1).table(index)[2, 0] for index in range(len(graph.profiles))],
+    }
+
+
 def imitation_by_depth(branches: int = 6, deepest: int = 6, most_lanes: int = 5) -> Values:
     """Converged SFT on golden paths against depth, for each number of lanes; growth (L+1)^2/L per diamond."""
     rows = {}
@@ -115,9 +129,10 @@ def supervised_sweep(graph: PathStar = SMALL, *, draws: int = 100) -> Values:
     }
 
 
-def hit_curves(graph: PathStar = SMALL, *, points: int = 90) -> Values:
+def hit_curves(graph: PathStar = SMALL, *, points: int = 400) -> Values:
     """P(hit within T steps) of the named policies against T."""
-    longest = min(100_000, max(100, math.ceil(20 * (hitting_time(uniform_policy(graph)).steps or 5000))))
+    limit = hitting_time(uniform_policy(graph)).steps or 5000.0
+    longest = min(100_000, max(100, math.ceil(20 * limit)))
     times = sorted({round(t) for t in np.geomspace(graph.shortest_path() - 2, longest, points)} | {longest})
     made = {"uniform": uniform_policy(graph), "golden": golden_policy(graph), "optimal": optimal_policy(graph)}
     shares = {name: list(hit_within(policy, times)) for name, policy in made.items()}
@@ -192,15 +207,15 @@ def imitation_curves(graph: PathStar = SMALL, *, end: float = 1e6, points: int =
     }
 
 
-def fork_curves(graph: PathStar = SMALL, *, iterations: int = 120) -> Values:
-    """RLVR on the full table with the fork's rows frozen and trained; the gradient normalized, step 0.5 nats."""
+def fork_curves(graph: PathStar = SMALL, *, iterations: int = 200) -> Values:
+    """RLVR on the full table with the fork's rows frozen and trained; the gradient normalized, step 0.3 nats."""
     if graph.state_count > min(3000, MOST_STATES):
         raise TaskError(f"the figure `fork` follows the full table: {graph.state_count} directed edges are too many.")
     states = edge_states(graph)
     noise = np.where(states.frozen_rows, 0.0, noisy_logits(graph, scale=0.1, key=Key.root(0)))
     starts = {"frozen": noise, "trained": noisy_logits(graph, scale=0.1, key=Key.root(0))}
     flows = {
-        fork: table_flow(graph, logits=logits, rule="normalized", step=0.5, iterations=iterations, every=4, fork=fork)
+        fork: table_flow(graph, logits=logits, rule="normalized", step=0.3, iterations=iterations, every=4, fork=fork)
         for fork, logits in starts.items()
     }
     return {
