@@ -167,8 +167,6 @@ SAMPLED = {
     "critic": {"rule": "critic", "penalty": PENALTY, "lam": 1.0},
     "critic, lam": {"rule": "critic", "penalty": PENALTY, "lam": 0.7, "loss": "clipped_surrogate"},
 }
-SAME = {"leave_one_out, dppo_tv": "leave_one_out", "survivors": "leave_one_out"}
-"""Estimators with the expectation of another."""
 UNBIASED = ("leave_one_out", "leave_one_out, dppo_tv", "survivors", "batch_baseline", "critic")
 
 
@@ -186,7 +184,7 @@ def test_the_enumerated_expectation_of_an_unbiased_estimator_is_the_theory_s_gra
 @pytest.mark.parametrize("name", sorted(SAMPLED))
 def test_the_mean_gradient_is_the_estimator_s_own_expectation(name, policy, probe, groups, walks):
     samples = sampled_gradients(policy, probe, groups, **SAMPLED[name])
-    expected = exact_gradient() if name in UNBIASED else over_targets(walks, EXPECTED[SAME.get(name, name)])
+    expected = exact_gradient() if name in UNBIASED else over_targets(walks, EXPECTED[name])
     assert joint_p_value(samples, expected, TABLE) > 0.001
     # The test has the power to tell a factor, and a biased estimator's expectation from the true gradient.
     assert joint_p_value(samples, 0.7 * expected, TABLE) < 1e-6

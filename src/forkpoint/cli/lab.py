@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from forkpoint.cli.lab_graph import (
     GraphOptions,
@@ -16,11 +16,16 @@ from forkpoint.cli.lab_graph import (
     steps_text,
     walker_of,
 )
-from forkpoint.cli.options import Flag, Json, Positive, Settings
+from forkpoint.cli.options import Json, Positive
 from forkpoint.errors import TaskError
 
 app = App(name="lab", help="The exact theory of backtracking: why RL learns what imitation cannot.")
-app.command("forkpoint.cli.lab_flow:gradient_flow", name="gradient-flow")
+app.command(
+    "forkpoint.cli.lab_flow:gradient_flow",
+    name="gradient-flow",
+    help="Exact training curves, without a sample: RLVR, SFT, distillation.",
+)
+app.command("forkpoint.cli.lab_train:train", name="train", help="Train a policy of the lab from sampled rollouts.")
 
 GRAPH, POLICY = GraphOptions(), PolicyOptions()
 

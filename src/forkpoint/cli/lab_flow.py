@@ -14,6 +14,7 @@ from forkpoint.cli.options import Json, Positive
 from forkpoint.cli.output import print_json, print_table
 from forkpoint.errors import TaskError
 from forkpoint.theory.chains import hit_within
+from forkpoint.theory.classes import optimal_policy
 from forkpoint.theory.flows import (
     ClassFlow,
     distillation_flow,
@@ -23,7 +24,6 @@ from forkpoint.theory.flows import (
     sign_flow,
     supervised_states,
 )
-from forkpoint.theory.classes import optimal_policy
 from forkpoint.theory.gradients import class_gradient, table_gradient
 from forkpoint.theory.graphs import Array, PathStar
 from forkpoint.theory.horizon import table_hit_within

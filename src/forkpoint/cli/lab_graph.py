@@ -80,8 +80,8 @@ class PolicyOptions:
     Parameters
     ----------
     policy
-        `uniform` (pretrained), `golden` (converged SFT on golden paths), `optimal` (converged RLVR), a policy file of
-        the lab, or a checkpoint of a tabular policy.
+        `uniform` (pretrained), `golden` (converged SFT on golden paths), `optimal` (all four probabilities at 1, where
+        RLVR ends if branches are equal), a policy file of the lab, or a checkpoint of a tabular policy.
     fork
         Whether the rows that choose a branch stay uniform, as in the paper, or are trained too.
     horizon
@@ -132,11 +132,12 @@ class Walker:
         times = self._circular() if target is None else self._circular()[self.graph.check_target(target) :][:1]
         return tuple(sum(time <= horizon for time in times) / len(times) for horizon in horizons)
 
-    def shortest(self, target: int | None) -> float:
+    def shortest(self, target: int | None) -> int | float:
         """Steps of a golden path, the mean over branches without a target."""
         branches = range(self.graph.branches) if target is None else [target]
         lengths = [self.graph.shortest_path(branch) for branch in branches]
-        return sum(lengths) / len(lengths)
+        mean = sum(lengths) / len(lengths)
+        return int(mean) if mean.is_integer() else mean
 
     def _circular(self) -> list[float]:
         """The steps to each target of a walk that tries all branches in a fixed order, every one to its leaf."""
@@ -183,10 +184,11 @@ def walker_of(graph: PathStar, options: PolicyOptions) -> Walker:
 
 def graph_json(graph: PathStar) -> dict[str, Any]:
     """Branches, depth and lanes; lists where branches differ."""
-    return {"branches": graph.branches, "depth": _one(graph.depths), "lanes": _one(graph.lanes)}
+    return {"branches": graph.branches, "depth": one_or_all(graph.depths), "lanes": one_or_all(graph.lanes)}
 
 
-def _one(values: tuple[int, ...]) -> int | list[int]:
+def one_or_all(values: tuple[int, ...]) -> int | list[int]:
+    """One number where all are equal, else the list."""
     return values[0] if len(set(values)) == 1 else list(values)
 
 
@@ -196,7 +198,7 @@ def graph_text(graph: PathStar) -> str:
     >>> graph_text(PathStar.regular(branches=6, depth=6, lanes=5))
     'W = 6 branches, K = 6 diamonds, L = 5 lanes, 445 directed edges'
     """
-    depth, lanes = (_short(_one(values)) for values in (graph.depths, graph.lanes))
+    depth, lanes = (_short(one_or_all(values)) for values in (graph.depths, graph.lanes))
     return (
         f"W = {graph.branches} branches, K = {depth} diamonds, L = {lanes} lanes, {graph.state_count:,} directed edges"
     )

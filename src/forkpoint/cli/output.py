@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -47,14 +47,21 @@ def finite(value: Any) -> Any:  # noqa: ANN401
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
     """A table; the first column and one of sentences are left, the others right."""
-    table = Table(header_style="bold", box=None, pad_edge=False)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    # Two spaces between columns, or one where room is short.
+    padding = (0, 1) if console.width >= 100 else (0, 1, 0, 0)
+    table = Table(header_style="bold", box=None, pad_edge=False, padding=padding)
     for place, header in enumerate(headers):
-        table.add_column(header, justify="left" if place == 0 or header == "about" else "right", overflow="fold")
+        sentences = header == "about"
+        # A narrow terminal breaks headings and sentences, never numbers.
+        least = None if sentences else max((len(visible(row[place])) for row in rows), default=0)
+        justify: Literal["left", "right"] = "left" if place == 0 or sentences else "right"
+        table.add_column(header, justify=justify, overflow="fold", min_width=least)
     for row in rows:
         table.add_row(*(Text(visible(cell)) for cell in row))
     if title:
         print(visible(title))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    console.print(table)
 
 
 def print_arms(arms: Sequence[Any]) -> None:

@@ -69,11 +69,11 @@ FIGURES = (
     ),
     FigureSpec(
         name="figure-6",
-        title="PPO on sampled rollouts",
-        caption="The library's own trainer on the tabular policy; the exact hitting time of its checkpoints.",
+        title="PPO and three other policy gradients, from sampled rollouts",
+        caption="The library's own trainer on the tabular policy, fork frozen; the exact hitting time of each checkpoint.",
         compute=partial(values.stored_curve, "figure-6"),
         draw=draw.stored_curve,
-        remake="forkpoint lab train ppo --curve src/forkpoint/data/lab/figure-6.json",
+        remake="forkpoint lab train recipes/lab-rl.toml --curve src/forkpoint/data/lab/figure-6.json",
     ),
     FigureSpec(
         name="figure-7",
@@ -81,13 +81,13 @@ FIGURES = (
         caption="The library's own trainer; measured by sampling, for the policy sees more than the last edge.",
         compute=partial(values.stored_curve, "figure-7"),
         draw=draw.stored_curve,
-        remake="forkpoint lab train transformer --curve src/forkpoint/data/lab/figure-7.json",
+        remake="forkpoint lab train recipes/lab-transformer.toml --curve src/forkpoint/data/lab/figure-7.json",
     ),
     FigureSpec(
         name="figure-8",
         title="Branches of different depth and lanes",
-        caption="Exact sign gradient flow. All four probabilities at 1 give 85.6, and the paper's line 4Σk is 84; the flow"
-        " ends at 85.07, for turning back at once from a deep branch draws the branch anew.",
+        caption="Exact sign gradient flow. All four probabilities at 1 give 85.6, and the paper's line 4Σk is 84; the"
+        " flow ends at 85.07, for turning back at once from a deep branch draws the branch anew.",
         compute=values.unequal_curve,
         draw=draw.unequal_curve,
     ),
@@ -156,7 +156,7 @@ def draw_figures(
     graph: PathStar | None = None,
     only: Sequence[str] = (),
     draws: int = 100,
-    progress: Progress = lambda line: None,
+    progress: Progress | None = None,
 ) -> tuple[list[Path], dict[str, str]]:
     """The files written, and the figures skipped with the reason.
 
@@ -165,6 +165,7 @@ def draw_figures(
     where the extra `figures` is not installed; StoreError where the folder cannot be written.
     """
     require_figures()
+    say = progress or (lambda _: None)
     chosen = _chosen(only, graph)
     make_folder(folder)
     written: list[Path] = []
@@ -174,13 +175,13 @@ def draw_figures(
         found = _numbers(spec, graph, draws)
         if found is None:
             skipped[spec.name] = f"its training is not checked in; make it with: {spec.remake}"
-            progress(f"{place}/{len(chosen)} {spec.name}: SKIPPED, {skipped[spec.name]}")
+            say(f"{place}/{len(chosen)} {spec.name}: SKIPPED, {skipped[spec.name]}")
             continue
         drawn[spec.name] = {"title": spec.title, "caption": spec.caption, **found}
         written += [folder / f"{spec.name}.{kind}" for kind in ("svg", "png")]
         for path, data in zip(written[-2:], _rendered(spec, found), strict=True):
             write_bytes_atomic(path, data)
-        progress(f"{place}/{len(chosen)} {spec.name}: {spec.title}")
+        say(f"{place}/{len(chosen)} {spec.name}: {spec.title}")
     write_text_atomic(folder / "values.json", json.dumps(drawn) + "\n")
     write_text_atomic(folder / "index.html", gallery(chosen, skipped))
     return [*written, folder / "values.json", folder / "index.html"], skipped

@@ -3,7 +3,6 @@
 Colors are those of Okabe and Ito, which color-blind readers can tell apart; lines differ in marks or dashes too.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,9 +39,9 @@ CONFUSED = (PathStar.regular(branches=3, depth=15, lanes=5), HEADLINE)
 """The graphs of the figure `confused-middle`."""
 ROWS = (
     ("a", "R+ came forward to a right end", "go on"),
-    ("b", "R− came back to a right end", "back over a lane"),
+    ("b", "R\N{MINUS SIGN} came back to a right end", "back over a lane"),
     ("c", "L+ came forward to a left end", "on over a lane"),
-    ("d", "L− came back to a left end", "back toward the fork"),
+    ("d", "L\N{MINUS SIGN} came back to a left end", "back toward the fork"),
 )
 """The four probabilities: name, the state, the desired move."""
 
@@ -175,7 +174,7 @@ def imitation_by_depth(figure: Any, found: Values) -> None:  # noqa: ANN401
     for place, (lanes, row) in enumerate(found["hitting_time_by_lanes"].items()):
         color = colors[place % 5]
         axes.plot(depths, row, color=color, marker=marks[place % 5], markersize=5)
-        text = f"L = {lanes}: {_digits(row[-1])}   (×{found['growth_by_lanes'][lanes]:.2f} a diamond)"
+        text = f"L = {lanes}: {_digits(row[-1])}   (\N{MULTIPLICATION SIGN}{found['growth_by_lanes'][lanes]:.2f} a diamond)"
         axes.annotate(text, (depths[-1], row[-1]), xytext=(8, 0), textcoords="offset points", color=color, va="center",
                       fontsize=9, annotation_clip=False)  # fmt: skip
     lanes = len(found["hitting_time_by_lanes"])
@@ -304,8 +303,8 @@ def confused_map(figure: Any, found: Values) -> None:  # noqa: ANN401
     axes.annotate("no depth gets worse", (8, 19), color=QUIET, fontsize=10)
     for w, k, text, at in ((15, 15, "the paper's W = K = 15", (-90, 11)), (3, 15, "W = 3, K = 15", (-28, 11))):
         axes.plot(k, w, "o", color=RED, markeredgecolor="white", markersize=8)
-        axes.annotate(text, (k, w), xytext=at, textcoords="offset points", color=INK, fontsize=9,
-                      bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.85})  # fmt: skip
+        box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+        axes.annotate(text, (k, w), xytext=at, textcoords="offset points", color=INK, fontsize=9, bbox=box)
     axes.set(xlabel="diamonds of a branch, K", ylabel="branches, W")
     figure.colorbar(image, ax=axes, label="depths that get worse first", pad=0.02)
 
@@ -321,13 +320,15 @@ def search_by_lanes(figure: Any, found: Values) -> None:  # noqa: ANN401
     ):
         axes.plot(lanes, found[name], color=color, linestyle=dashes, label=text)
         rows = found["simulated"][name]
-        axes.errorbar([row["lanes"] for row in rows], [row["steps"] for row in rows], fmt="o", color=color,
-                      yerr=[1.96 * row["standard_error"] for row in rows], markersize=5, capsize=3, linewidth=1.3)  # fmt: skip
+        places, means = [row["lanes"] for row in rows], [row["steps"] for row in rows]
+        bars = [1.96 * row["standard_error"] for row in rows]
+        axes.errorbar(places, means, yerr=bars, fmt="o", color=color, markersize=5, capsize=3, linewidth=1.3)
         for row in rows:
             exact = found[name][lanes.index(row["lanes"])]
             above = name == "golden"
-            axes.annotate(_digits(exact), (row["lanes"], exact), xytext=(-8 if above else 0, 7 if above else -15),
-                          textcoords="offset points", color=color, ha="right" if above else "center", fontsize=9)  # fmt: skip
+            at, align = ((-8, 7), "right") if above else ((0, -15), "center")
+            axes.annotate(_digits(exact), (row["lanes"], exact), xytext=at, textcoords="offset points", color=color,
+                          ha=align, fontsize=9)  # fmt: skip
     axes.set(xlabel="lanes of a diamond, L", ylabel="mean steps to the target", ylim=(0, None), xlim=(0.5, 20.5))
     axes.set_xticks([1, 2, 5, 10, 15, 20])
     axes.legend(loc="upper left")
@@ -367,8 +368,3 @@ def fork_curves(figure: Any, found: Values) -> None:  # noqa: ANN401
     axes.set_xlim(0, found["iterations"][-1])
     axes.legend(loc="upper right")
     _plain(axes, "y")
-
-
-Drawer = Callable[[Any, Values], None]
-DRAWERS: Sequence[Drawer] = (sign_curve, unequal_curve, probabilities, imitation_by_depth, supervised_sweep, stored_curve, hit_curves,
-                             confused_middle, confused_map, search_by_lanes, imitation_curves, fork_curves)  # fmt: skip

@@ -248,4 +248,4 @@ def mean_of_draws(rows: Sequence[Sequence[float]]) -> list[tuple[float, float, f
     >>> mean_of_draws([[1.0, 2.0, 3.0]])[0][0]
     2.0
     """
-    return [(float(np.mean(row)), *map(float, np.quantile(row, [0.1, 0.9]))) for row in rows]
+    return [(float(np.mean(row)), float(np.quantile(row, 0.1)), float(np.quantile(row, 0.9))) for row in rows]
