@@ -306,6 +306,16 @@ def test_a_real_batch_agrees_with_its_own_sampler(context, policy):
     ]
 
 
+def test_every_batch_has_problems_and_random_numbers_of_its_own(context, policy):
+    probe, changed = context.make_probe(policy)
+    made = context.make_training(policy, Capture(policy), probe, changed)
+    steps = [made.unit(update)[0] for update in (1, 2)]
+    keys = [{group.problem.key for group in step.groups} for step in steps]
+    assert not keys[0] & keys[1]
+    seeds = [rollout.seed for step in steps for group in step.groups for rollout in group.rollouts]
+    assert len(set(seeds)) == len(seeds) == 32
+
+
 @pytest.mark.parametrize(
     ("rule", "update", "kept"),
     [("all", 7, 3), ("every:5", 5, 3), ("every:5", 1, 3), ("every:5", 7, 0), ("sample:2", 7, 2), ("sample:9", 7, 3)],

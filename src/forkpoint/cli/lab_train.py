@@ -72,7 +72,8 @@ def train(
     from forkpoint.cli.run import run
 
     path = recipe or package_recipe()
-    changes = [*_changes(graph, policy, fork), *set_]
+    asked = [*_changes(graph, fork), *set_]
+    changes = [*_start(policy), *asked]
     parsed = load_recipe(path, changes)
     if parsed.policy.kind != "tabular":
         raise RecipeError(f"{path}: [policy] kind = '{parsed.policy.kind}', the lab trains tabular policies.")
@@ -81,7 +82,11 @@ def train(
                resume_if_exists=resume_if_exists, json_=json_)  # fmt: skip
     if code or dry_run:
         return code
-    said = shlex.join(["forkpoint", "lab", "train", str(path), *(f"--set={change}" for change in changes)])
+    said = shlex.join([
+        "forkpoint", "lab", "train", *([str(recipe)] if recipe else []), *(["--policy", policy] if policy else []),
+        *(["--horizon", str(horizon)] if horizon else []), "--checkpoint-every", str(checkpoint_every),
+        *(f"--set={change}" for change in asked),
+    ])  # fmt: skip
     _show(runs / (name or parsed.name), curve, said, quiet=json_)
     return 0
 
@@ -96,7 +101,14 @@ def package_recipe() -> Path:
     return place
 
 
-def _changes(graph: GraphOptions, policy: str | None, fork: str | None) -> list[str]:
+def _start(policy: str | None) -> list[str]:
+    """The override that says what the table begins as; a file is named from here, not from the recipe."""
+    if policy is None:
+        return []
+    return [f"policy.start={json.dumps(str(Path(policy).resolve()) if Path(policy).is_file() else policy)}"]
+
+
+def _changes(graph: GraphOptions, fork: str | None) -> list[str]:
     """What the options say, as overrides of a recipe."""
     found: dict[str, object] = {}
     if graph.given:
@@ -107,9 +119,6 @@ def _changes(graph: GraphOptions, policy: str | None, fork: str | None) -> list[
                   if value}  # fmt: skip
     if fork is not None:
         found["task.fork"] = fork
-    if policy is not None:
-        # A file is named from here, not from the recipe.
-        found["policy.start"] = str(Path(policy).resolve()) if Path(policy).is_file() else policy
     return [f"{key}={json.dumps(value)}" for key, value in found.items()]
 
 

@@ -70,7 +70,7 @@ FIGURES = (
     FigureSpec(
         name="figure-6",
         title="PPO and three other policy gradients, from sampled rollouts",
-        caption="The library's own trainer on the tabular policy, fork frozen; the exact hitting time of each checkpoint.",
+        caption="The library's own trainer on the table, fork frozen; the exact hitting time of each checkpoint.",
         compute=partial(values.stored_curve, "figure-6"),
         draw=draw.stored_curve,
         remake="forkpoint lab train recipes/lab-rl.toml --curve src/forkpoint/data/lab/figure-6.json",

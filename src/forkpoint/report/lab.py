@@ -317,7 +317,7 @@ def heat_map(course: StageCourse, row: int) -> Markup:
             top, bottom = frame.at_y(j + 0.5), frame.at_y(j - 0.5)
             told = element("title", f"update {course.updates[place]}, depth {j}: {value:.4f}")
             parts.append(element("rect", told, x=left, y=top, width=right - left + 0.3, height=bottom - top + 0.3,
-                                 fill=ramp_color(value)))  # fmt: skip
+                                 fill=ramp_color(value), shape_rendering="crispEdges"))  # fmt: skip
     parts += [
         element("text", tick_text(tick), x=frame.left - 6, y=frame.at_y(tick) + 3.5, text_anchor="end", class_="tick")
         for tick in nice_ticks(1, depth, whole=True)

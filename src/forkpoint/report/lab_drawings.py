@@ -85,10 +85,13 @@ def _digits(value: float) -> str:
 
 def _plain(axes: Any, *names: str) -> None:  # noqa: ANN401
     """Numbers of a logarithmic axis as 1,000 instead of a power."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter  # noqa: PLC0415  (an optional extra)
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: PLC0415  (an optional extra)
 
     for name in names:
         axis = getattr(axes, f"{name}axis")
+        low, high = axis.get_view_interval()
+        if high / low < 100:
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value < 1e7 else f"{value:.0e}"))
         axis.set_minor_formatter(NullFormatter())
 
@@ -174,7 +177,8 @@ def imitation_by_depth(figure: Any, found: Values) -> None:  # noqa: ANN401
     for place, (lanes, row) in enumerate(found["hitting_time_by_lanes"].items()):
         color = colors[place % 5]
         axes.plot(depths, row, color=color, marker=marks[place % 5], markersize=5)
-        text = f"L = {lanes}: {_digits(row[-1])}   (\N{MULTIPLICATION SIGN}{found['growth_by_lanes'][lanes]:.2f} a diamond)"
+        growth = f"\N{MULTIPLICATION SIGN}{found['growth_by_lanes'][lanes]:.2f} a diamond"
+        text = f"L = {lanes}: {_digits(row[-1])}   ({growth})"
         axes.annotate(text, (depths[-1], row[-1]), xytext=(8, 0), textcoords="offset points", color=color, va="center",
                       fontsize=9, annotation_clip=False)  # fmt: skip
     lanes = len(found["hitting_time_by_lanes"])
@@ -226,8 +230,9 @@ def stored_curve(figure: Any, found: Values) -> None:  # noqa: ANN401
         axes, lines["optimal"], f"optimum, fork frozen: {_digits(lines['optimal'])}", GREEN, above=False, side="left"
     )
     axes.set(yscale="log", xlabel="update", ylabel="mean hitting time, steps")
-    axes.set_ylim(lines["optimal"] * 0.6, lines["uniform"] * 1.8)
-    axes.legend(loc="center right")
+    most = max(max(curve["steps"]) for curve in found["curves"])
+    axes.set_ylim(lines["optimal"] * 0.6, max(most, lines["uniform"]) * 1.8)
+    axes.legend(loc="best")
     _plain(axes, "y")
 
 
