@@ -113,7 +113,7 @@ def rate(
     requests: list[SampleRequest],
     size: int,
     threads: int,
-) -> float:  # noqa: E501
+) -> float:
     torch.set_num_threads(threads)
     began = time.perf_counter()
     return run(policy, requests, size) / (time.perf_counter() - began)

@@ -6,6 +6,7 @@ import sys
 from decimal import Decimal
 
 import pytest
+from forked_command import Launched
 
 from forkpoint.cli.main import app, main
 from forkpoint.theory.classes import golden_policy
@@ -242,7 +243,7 @@ def test_a_policy_of_another_graph_is_refused(fail, tmp_path):
 def test_tables_for_people(capsys):
     assert app(["lab", "hitting-time", "--policy", "golden", "--branches", "900", "--depth", "900"]) == 0
     out = capsys.readouterr().out
-    assert "10^777" in out
+    assert "10^775.2" in out
     assert "exact" in out
     assert app(["lab", "gradient-flow", "--until", "2", "--points", "2", "--depth", "2"]) == 0
     assert "iteration" in capsys.readouterr().out
@@ -276,3 +277,24 @@ def test_a_run_of_the_lab_is_planned_from_options(capsys, tmp_path):
 
 def test_train_wants_a_tabular_policy(fail):
     assert "the lab trains tabular policies" in fail("train", "recipes/backtrack.toml")
+
+
+def test_a_run_of_the_lab_from_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    quick = ["--set=stage.rlvr.updates=4", "--set=stage.imitation.updates=4", "--set=evaluation.final_problems=16"]
+    options = ["--depth", "1", "--lanes", "2", "--horizon", "40", "--checkpoint-every", "2", "--curve", "curve.json"]
+    done = Launched("lab", "train", *options, *quick, folder=tmp_path / "console")
+    assert done.wait() == 0, done.err
+    assert "lab page: runs/lab/lab.html" in done.out
+    curve = json.loads((tmp_path / "curve.json").read_text())
+    assert [(one["label"], one["updates"], one["measure"]) for one in curve["curves"]] == [
+        ("rlvr", [0, 2, 4], "exact"),
+        ("imitation", [0, 2, 4], "exact"),
+    ]
+    assert curve["command"].startswith("forkpoint lab train --horizon 40 --checkpoint-every 2")
+    assert str(tmp_path) not in json.dumps(curve)
+    first = [one["steps"][0] for one in curve["curves"]]
+    # Uniform on W = 3, K = 1, L = 2: (2 W - 1) m (K + 1 + K / L) + 1 with m = K L + K + 1.
+    assert first == pytest.approx([5 * 4 * 2.5 + 1] * 2)
+    assert "The four probabilities" in (tmp_path / "runs/lab/lab.html").read_text()

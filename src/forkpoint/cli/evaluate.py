@@ -59,39 +59,24 @@ def evaluate(
     k
         Which pass@k to print, such as `1,4`.
     temperature
-        Sampling temperature; 0 takes the most probable token.
+        0 takes the most probable token.
     max_new_tokens
         Budget of a rollout; without it the task's own, or what the model's context has room for, at most 1024.
     seed
         Which problems, and which random numbers.
     device
-        Where to compute: `cpu`, `cuda`, `cuda:1`.
+        `cpu`, `cuda` or `cuda:1`.
     threads
         Threads of torch; results may differ in the last digit between numbers of threads.
     json_
         Print as JSON.
     """
-    import torch
-
-    from forkpoint.assembly import build_task
-    from forkpoint.assembly.checks import check_device
-    from forkpoint.config.load import override_table
-    from forkpoint.policies.folder import load_folder
-
-    wanted = _ks(k, samples)
-    built = build_task(override_table({"name": task}, set_), where="--task", folder=Path())
-    check_device(device)
-    torch.set_num_threads(threads)
-    policy = load_folder(find_model(model), device=device)
+    wanted, built, policy = _ks(k, samples), _task(task, set_), _policy(model, device, threads)
     plan = _plan(policy, built, problems=problems, samples=samples, temperature=temperature,
                  max_new_tokens=max_new_tokens, seed=seed)  # fmt: skip
-    results = _results(policy, built, plan)
     told = {"model": model, "task": task, "temperature": temperature, "max_new_tokens": plan.max_new_tokens}
-    summary = {**told, "seed": seed, **summarize(results, wanted, seed)}
-    if json_:
-        print_json(summary)
-    else:
-        _print(summary)
+    summary = {**told, "seed": seed, **summarize(_results(policy, built, plan), wanted, seed)}
+    (print_json if json_ else _print)(summary)
     return 0
 
 
@@ -104,6 +89,24 @@ def _ks(text: str, samples: int) -> list[int]:
         if not 1 <= value <= samples:
             raise ForkpointError(f"--k = '{text}': pass@{value} needs 1 <= k <= --samples = {samples}.")
     return found
+
+
+def _task(name: str, settings: Sequence[str]) -> "Task":
+    from forkpoint.assembly import build_task
+    from forkpoint.config.load import override_table
+
+    return build_task(override_table({"name": name}, settings), where="--task", folder=Path())
+
+
+def _policy(model: str, device: str, threads: int) -> "CausalPolicy":
+    import torch
+
+    from forkpoint.assembly.checks import check_device
+    from forkpoint.policies.folder import load_folder
+
+    check_device(device)
+    torch.set_num_threads(threads)
+    return load_folder(find_model(model), device=device)
 
 
 def find_model(model: str) -> Path:

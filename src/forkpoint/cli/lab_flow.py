@@ -31,6 +31,8 @@ from forkpoint.theory.tables import TablePolicy, policy_text, softmax_policy, so
 
 Method = Literal["sign", "gradient", "sft", "distillation"]
 GRAPH, POLICY = GraphOptions(), PolicyOptions()
+LARGEST_LOG = 690.0
+"""Above it e^x is told by x only."""
 NOISE = 0.1
 """Standard deviation (nats) of the logits that a flow of the full table begins with: symmetry must break somewhere."""
 
@@ -95,25 +97,28 @@ def gradient_flow(
         course = _class_course(walker, ask, method, until=until, points=points, step=step, masks=(supervised, seed))
     if out is not None:
         _write(out, course.last)
-    value: dict[str, Any] = {
-        **graph_json(shape), "policy": walker.name, "fork": walker.fork, "method": method, "horizon": ask.horizon,
-        "exactness": "exact", "times": list(course.times),
-        "hitting_time": [float(np.exp(log)) if log < 690 else None for log in course.log_steps],
-        "log_hitting_time": list(course.log_steps),
-        "hit_within": {str(T): [row[i] for row in course.shares] for i, T in enumerate(ask.within)},
-        **(_probabilities(course.flow) if course.flow is not None else {}),
-    }  # fmt: skip
-    if json_:
-        print_json(value)
-        return 0
-    headers = ["iteration" if full or method == "sign" else "time", "hitting time, steps"]
-    rows = [
-        [f"{time:.6g}", steps_text(float(np.exp(log)) if log < 690 else None, log), *(f"{p:.4f}" for p in shares)]
-        for time, log, shares in zip(course.times, course.log_steps, course.shares, strict=True)
-    ]
-    title = f"{graph_text(shape)}\n{method} from {walker.name}, fork {walker.fork}; exact"
-    print_table([*headers, *(f"P(hit within {T})" for T in ask.within)], rows, title=title)
+    _print(course, walker, ask, method, as_json=json_)
     return 0
+
+
+def _print(course: Course, walker: Walker, ask: PolicyOptions, method: Method, *, as_json: bool) -> None:
+    steps = [float(np.exp(log)) if log < LARGEST_LOG else None for log in course.log_steps]
+    if as_json:
+        print_json({
+            **graph_json(walker.graph), "policy": walker.name, "fork": walker.fork, "method": method,
+            "horizon": ask.horizon, "exactness": "exact", "times": course.times, "hitting_time": steps,
+            "log_hitting_time": course.log_steps,
+            "hit_within": {str(T): [row[i] for row in course.shares] for i, T in enumerate(ask.within)},
+            **(_probabilities(course.flow) if course.flow is not None else {}),
+        })  # fmt: skip
+        return
+    first = "iteration" if course.flow is None or method == "sign" else "time"
+    rows = [
+        [f"{time:.6g}", steps_text(step, log), *(f"{p:.4f}" for p in shares)]
+        for time, step, log, shares in zip(course.times, steps, course.log_steps, course.shares, strict=True)
+    ]
+    title = f"{graph_text(walker.graph)}\n{method} from {walker.name}, fork {walker.fork}; exact"
+    print_table([first, "hitting time, steps", *(f"P(hit within {T})" for T in ask.within)], rows, title=title)
 
 
 def _whole(until: float | None) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,37 @@ from forkpoint.cli.options import Flag, Json, Positive, Settings
 from forkpoint.config import Recipe, load_recipe
 from forkpoint.errors import RecipeError, StoreError
 
-GRAPH = GraphOptions()
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What `forkpoint run` takes too.
+
+    Parameters
+    ----------
+    runs
+        The folder that holds run folders.
+    set_
+        key=value: change the recipe further, such as `--set stage.rlvr.updates=100`; may be repeated.
+    name
+        Name of the run folder; the recipe's own without it.
+    dry_run
+        Check everything and start nothing.
+    resume
+        Continue a run that was stopped or killed.
+    resume_if_exists
+        Start the run, continue it, or show it when it is finished.
+    """
+
+    runs: Path = Path("runs")
+    set_: Settings = ()
+    name: str | None = None
+    dry_run: Flag = False
+    resume: Flag = False
+    resume_if_exists: Flag = False
+
+
+GRAPH, RUN = GraphOptions(), RunOptions()
 KEEP = 100_000
 """Checkpoints kept of each stage: the page solves every one."""
 
@@ -28,12 +59,7 @@ def train(
     horizon: Annotated[int | None, Parameter(validator=Number(gte=2))] = None,
     checkpoint_every: Positive = 20,
     curve: Path | None = None,
-    runs: Path = Path("runs"),
-    set_: Settings = (),
-    name: str | None = None,
-    dry_run: Flag = False,
-    resume: Flag = False,
-    resume_if_exists: Flag = False,
+    options: RunOptions = RUN,
     json_: Json = False,
 ) -> int:
     """Train policies of the lab from sampled rollouts, by the same trainer as any language model.
@@ -54,40 +80,28 @@ def train(
         Updates between the checkpoints whose exact values are shown.
     curve
         Write the curves here, as `forkpoint lab figures` reads them.
-    runs
-        The folder that holds run folders.
-    set_
-        key=value: change the recipe further, such as `--set stage.rlvr.updates=100`; may be repeated.
-    name
-        Name of the run folder; the recipe's own without it.
-    dry_run
-        Check everything and start nothing.
-    resume
-        Continue a run that was stopped or killed.
-    resume_if_exists
-        Start the run, continue it, or show it when it is finished.
     json_
         Print the result as JSON.
     """
     from forkpoint.cli.run import run
 
     path = recipe or package_recipe()
-    asked = [*_changes(graph, fork), *set_]
+    asked = [*_changes(graph, fork), *options.set_]
     changes = [*_start(policy), *asked]
     parsed = load_recipe(path, changes)
     if parsed.policy.kind != "tabular":
         raise RecipeError(f"{path}: [policy] kind = '{parsed.policy.kind}', the lab trains tabular policies.")
     changes = [*_stage_changes(parsed, horizon, checkpoint_every), *changes]
-    code = run(path, runs=runs, set_=tuple(changes), name=name, dry_run=dry_run, resume=resume,
-               resume_if_exists=resume_if_exists, json_=json_)  # fmt: skip
-    if code or dry_run:
+    code = run(path, runs=options.runs, set_=tuple(changes), name=options.name, dry_run=options.dry_run,
+               resume=options.resume, resume_if_exists=options.resume_if_exists, json_=json_)  # fmt: skip
+    if code or options.dry_run:
         return code
     said = shlex.join([
         "forkpoint", "lab", "train", *([str(recipe)] if recipe else []), *(["--policy", policy] if policy else []),
         *(["--horizon", str(horizon)] if horizon else []), "--checkpoint-every", str(checkpoint_every),
         *(f"--set={change}" for change in asked),
     ])  # fmt: skip
-    _show(runs / (name or parsed.name), curve, said, quiet=json_)
+    _show(options.runs / (options.name or parsed.name), curve, said, quiet=json_)
     return 0
 
 

@@ -58,7 +58,7 @@ def run(
     json_
         Print the result as JSON.
     """
-    overrides = [*set_, *([f"name={json.dumps(name)}"] if name else [])]
+    overrides = [*set_, *([f"name={json.dumps(name)}"] if name is not None else [])]
     parsed = load_recipe(recipe, overrides)
     folder, origin = runs / parsed.name, recipe.resolve().parent
     if dry_run:

@@ -91,7 +91,7 @@ class Credit(Strict):
     """How rewards become one advantage per token."""
 
     rule: str = "leave_one_out"
-    """`leave_one_out`, `group_mean_std`, `max_rl`, `survivors`, `critic`, `batch_baseline`, or `package.module:function`."""
+    """A rule of docs/credit.md, such as `leave_one_out` or `max_rl`, or `package.module:function`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword options of the rule."""
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from forkpoint.errors import ForkpointError, unknown_name
+from forkpoint.errors import ForkpointError, TaskError, unknown_name
 from forkpoint.files import make_folder, write_bytes_atomic, write_text_atomic
 from forkpoint.report import lab_drawings as draw
 from forkpoint.report import lab_values as values
@@ -172,9 +172,14 @@ def draw_figures(
     skipped: dict[str, str] = {}
     drawn: dict[str, values.Values] = {}
     for place, spec in enumerate(chosen, 1):
-        found = _numbers(spec, graph, draws)
+        try:
+            found = _numbers(spec, graph, draws)
+            reason = f"its training is not checked in; make it with: {spec.remake}"
+        except TaskError as error:
+            # One figure that cannot be had for this graph does not cost the others.
+            found, reason = None, str(error)
         if found is None:
-            skipped[spec.name] = f"its training is not checked in; make it with: {spec.remake}"
+            skipped[spec.name] = reason
             say(f"{place}/{len(chosen)} {spec.name}: SKIPPED, {skipped[spec.name]}")
             continue
         drawn[spec.name] = {"title": spec.title, "caption": spec.caption, **found}
@@ -182,7 +187,7 @@ def draw_figures(
         for path, data in zip(written[-2:], _rendered(spec, found), strict=True):
             write_bytes_atomic(path, data)
         say(f"{place}/{len(chosen)} {spec.name}: {spec.title}")
-    write_text_atomic(folder / "values.json", json.dumps(drawn) + "\n")
+    write_text_atomic(folder / "values.json", json.dumps(drawn, allow_nan=False) + "\n")
     write_text_atomic(folder / "index.html", gallery(chosen, skipped))
     return [*written, folder / "values.json", folder / "index.html"], skipped
 

@@ -10,6 +10,8 @@ import numpy as np
 from forkpoint.report.lab_values import HEADLINE, Values, mean_of_draws
 from forkpoint.theory.graphs import PathStar
 
+LARGEST_LOG = 690.0
+"""Curves are cut off at e^690 steps."""
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#AA4499", "#56B4E9"
 INK, QUIET, RULE = "#1c2127", "#5b636d", "#d9d9d3"
 STYLE = {
@@ -348,7 +350,13 @@ def imitation_curves(figure: Any, found: Values) -> None:  # noqa: ANN401
     kinds = (("golden", "imitation of golden paths (SFT)", RED, "-."),
              ("distillation", "imitation of RLVR's whole walks", BLUE, "-"))  # fmt: skip
     for name, label, color, dashes in kinds:
-        axes.plot(times, np.exp(found["log_hitting_time"][name][1:]), color=color, linestyle=dashes, label=label)
+        axes.plot(
+            times,
+            np.exp(np.minimum(found["log_hitting_time"][name][1:], LARGEST_LOG)),
+            color=color,
+            linestyle=dashes,
+            label=label,
+        )
     if lines["golden"] is not None:
         _level(axes, lines["golden"], f"converged SFT: {_digits(lines['golden'])}", RED, side="left")
     _level(axes, lines["uniform"], f"pretrained: {_digits(lines['uniform'])}", QUIET)

@@ -43,6 +43,10 @@ STEP = 0.01
 """Step of the sign flows, nats, as in the paper."""
 
 
+SETTLED = 2800
+"""Iterations after which the sign flow of `UNEQUAL` moves by less than 1e-4 steps."""
+
+
 def shape_of(graph: PathStar) -> Values:
     """The graph as three lists."""
     return {"branches": graph.branches, "depths": list(graph.depths), "lanes": list(graph.lanes)}
@@ -80,9 +84,9 @@ def unequal_curve(graph: PathStar = UNEQUAL) -> Values:
     The fork is frozen, but a walk that turns back on the first edge of a branch draws its branch anew.  So c stays
     below 1 at depth 1 of deep branches, and the limit lies below the value of a = b = c = d = 1.
     """
-    end = sign_flow(graph, step=STEP, iterations=5000, every=5000)
+    end = sign_flow(graph, step=STEP, iterations=SETTLED, every=SETTLED)
     return {
-        **sign_curve(graph, iterations=2400),
+        **sign_curve(graph, iterations=2400, every=10),
         "limit": math.exp(end.log_steps[-1]),
         "entry_probabilities": [end.policy(-1).table(index)[2, 0] for index in range(len(graph.profiles))],
     }
