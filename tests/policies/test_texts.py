@@ -135,3 +135,9 @@ def test_without_a_template_messages_are_lines_and_the_beginning_is_written_by_t
 def test_decoding_leaves_out_the_end_and_keeps_other_control_tokens() -> None:
     tokens = [*BPE.encode("fox"), SPECIAL["<|im_start|>"], SPECIAL["<|im_end|>"], SPECIAL["<|endoftext|>"]]
     assert BPE.decode(tokens) == "fox<|im_start|>"
+
+
+def test_control_tokens_inside_a_text_stay_visible() -> None:
+    texts = Texts(alphabet_tokenizer("abc"))
+    assert texts.decode([0, 4, 1, 4, 1]) == "\ufffdc\ufffdc"
+    assert texts.decode([4, 1]) == "c"

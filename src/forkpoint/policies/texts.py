@@ -19,6 +19,8 @@ from forkpoint.errors import ModelError
 from forkpoint.records import Ints, Message, frozen_array
 
 PAD, EOS = "<pad>", "<eos>"
+UNREADABLE = "\ufffd"
+"""What a control token inside a text is shown as, one character a token."""
 
 
 def alphabet_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
@@ -116,11 +118,15 @@ class Texts:
         return tokens
 
     def decode(self, tokens: Sequence[int] | Ints) -> str:
-        """The text of tokens, the end-of-sequence and padding tokens left out."""
+        """The text of tokens, an end-of-sequence token at the end left out.
+
+        Any other control token that a policy wrote stays visible, so that no verifier reads past it.
+        """
+        kept = [int(token) for token in tokens]
+        if kept and kept[-1] == self.eos_id:
+            del kept[-1]
         if self._characters is not None:
-            return "".join(self._texts.get(int(token), "") for token in tokens)
-        drop = {self.eos_id, self.tokenizer.pad_token_id}
-        kept = [int(token) for token in tokens if int(token) not in drop]
+            return "".join(self._texts.get(token, UNREADABLE) for token in kept)
         return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 

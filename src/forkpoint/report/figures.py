@@ -14,6 +14,7 @@ from forkpoint.errors import ForkpointError, TaskError, unknown_name
 from forkpoint.files import make_folder, write_bytes_atomic, write_text_atomic
 from forkpoint.report import lab_drawings as draw
 from forkpoint.report import lab_values as values
+from forkpoint.report.lab_style import STYLE
 from forkpoint.theory.graphs import PathStar
 
 Progress = Callable[[str], None]
@@ -216,7 +217,7 @@ def _rendered(spec: FigureSpec, found: values.Values) -> tuple[bytes, bytes]:
     from matplotlib.figure import Figure  # noqa: PLC0415  (an optional extra)
 
     svg, png = io.BytesIO(), io.BytesIO()
-    with mpl.rc_context(draw.STYLE):
+    with mpl.rc_context(STYLE):
         figure: Any = Figure(layout="constrained")
         spec.draw(figure, found)
         figure.savefig(svg, format="svg", metadata={"Date": None})

@@ -1,42 +1,30 @@
-"""How each figure of the lab is drawn: numbers of `lab_values` into an empty matplotlib figure.
-
-Colors are those of Okabe and Ito, which color-blind readers can tell apart; lines differ in marks or dashes too.
-"""
+"""How each figure of the lab is drawn: numbers of `lab_values` into an empty matplotlib figure."""
 
 from typing import Any
 
 import numpy as np
 
+from forkpoint.report.lab_style import (
+    BLUE,
+    GREEN,
+    INK,
+    LARGEST_LOG,
+    ORANGE,
+    PURPLE,
+    QUIET,
+    RED,
+    RULE,
+    SKY,
+    digits,
+    frozen_label,
+    graph_label,
+    level_line,
+    plain_numbers,
+    sized,
+)
 from forkpoint.report.lab_values import HEADLINE, Values, mean_of_draws
 from forkpoint.theory.graphs import PathStar
 
-LARGEST_LOG = 690.0
-"""Curves are cut off at e^690 steps."""
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#AA4499", "#56B4E9"
-INK, QUIET, RULE = "#1c2127", "#5b636d", "#d9d9d3"
-STYLE = {
-    "font.size": 10.0,
-    "font.family": ["DejaVu Sans"],
-    "text.color": INK,
-    "axes.edgecolor": QUIET,
-    "axes.labelcolor": INK,
-    "axes.labelsize": 10.0,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "legend.frameon": False,
-    "legend.fontsize": 9.0,
-    "lines.linewidth": 2.0,
-    "svg.hashsalt": "forkpoint",
-    "savefig.facecolor": "white",
-}
 CONFUSED = (PathStar.regular(branches=3, depth=15, lanes=5), HEADLINE)
 """The graphs of the figure `confused-middle`."""
 ROWS = (
@@ -48,83 +36,31 @@ ROWS = (
 """The four probabilities: name, the state, the desired move."""
 
 
-def graph_label(graph: Values) -> str:
-    """A graph in a few words.
-
-    >>> graph_label({"branches": 2, "depths": [3, 3], "lanes": [5, 4]})
-    'W = 2, K = 3, L = 5, 4'
-    """
-    depth, lanes = (
-        str(values[0]) if len(set(values)) == 1 else ", ".join(map(str, values))
-        for values in (graph["depths"], graph["lanes"])
-    )
-    return f"W = {graph['branches']}, K = {depth}, L = {lanes}"
-
-
-def _sized(figure: Any, width: float, height: float, title: str) -> None:  # noqa: ANN401
-    figure.set_size_inches(width, height)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, color=QUIET)
-
-
-def _level(axes: Any, value: float, text: str, color: str, *, above: bool = True, side: str = "right") -> None:  # noqa: ANN401
-    """A horizontal line of the theory with its name and value at one side."""
-    axes.axhline(value, color=color, linestyle=(0, (5, 3)), linewidth=1.2)
-    x, align = (0.99, "right") if side == "right" else (0.01, "left")
-    axes.annotate(
-        text, (x, value), xycoords=("axes fraction", "data"), xytext=(0, 3 if above else -4), color=color,
-        textcoords="offset points", ha=align, va="bottom" if above else "top", fontsize=9,
-    )  # fmt: skip
-
-
-def _digits(value: float) -> str:
-    """A number of steps as a reader wants it.
-
-    >>> _digits(50142.0), _digits(85.6), _digits(2966044.19)
-    ('50,142', '85.6', '2,966,044')
-    """
-    return f"{value:,.1f}".removesuffix(".0") if value < 1000 else f"{value:,.0f}"
-
-
-def _plain(axes: Any, *names: str) -> None:  # noqa: ANN401
-    """Numbers of a logarithmic axis as 1,000 instead of a power."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: PLC0415  (an optional extra)
-
-    for name in names:
-        axis = getattr(axes, f"{name}axis")
-        low, high = axis.get_view_interval()
-        if high / low < 100:
-            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value < 1e7 else f"{value:.0e}"))
-        axis.set_minor_formatter(NullFormatter())
-
-
 def sign_curve(figure: Any, found: Values) -> None:  # noqa: ANN401
     """The hitting time against iterations of the sign flow, with the theory's lines."""
-    _sized(figure, 6.6, 4.3, f"sign gradient flow, step {found['step']}; {graph_label(found['graph'])}; exact")
+    sized(figure, 6.6, 4.3, f"sign gradient flow, step {found['step']}; {graph_label(found['graph'])}; exact")
     axes, lines = figure.subplots(), found["lines"]
     times, steps = np.array(found["iterations"]), np.exp(found["log_hitting_time"])
     axes.plot(times, steps, color=BLUE)
     for moment in (0, len(times) // 2, len(times) - 1):
         axes.plot(times[moment], steps[moment], "o", color=BLUE, markersize=5)
         last = moment == len(times) - 1
-        axes.annotate(f"{_digits(steps[moment])} at {times[moment]:.0f}", (times[moment], steps[moment]), color=BLUE,
+        axes.annotate(f"{digits(steps[moment])} at {times[moment]:.0f}", (times[moment], steps[moment]), color=BLUE,
                       xytext=(0 if last else 8, 16 if last else 6), textcoords="offset points",
                       ha="right" if last else "left", fontsize=9)  # fmt: skip
-    optimum, paper = lines["optimal"], lines["paper"]
-    apart = abs(optimum - paper) > 1e-6
-    _level(axes, optimum, f"optimum, fork frozen: {_digits(optimum)}", GREEN, above=True, side="left")
-    if apart:
-        _level(axes, paper, f"the paper's 4Σk: {_digits(paper)}", QUIET, above=False, side="left")
+    level_line(
+        axes, lines["optimal"], f"{frozen_label(found['graph'])}: {digits(lines['optimal'])}", GREEN, side="left"
+    )
     trained = lines["optimal, fork trained"]
-    _level(axes, trained, f"optimum, fork trained: {_digits(trained)}", PURPLE, above=False, side="left")
+    level_line(axes, trained, f"optimum, fork trained: {digits(trained)}", PURPLE, above=False, side="left")
     axes.set(yscale="log", xlabel="iteration", ylabel="mean hitting time, steps", ylim=(trained * 0.6, steps[0] * 1.7))
     axes.set_xlim(-0.01 * times[-1], 1.02 * times[-1])
-    _plain(axes, "y")
+    plain_numbers(axes, "y")
 
 
 def unequal_curve(figure: Any, found: Values) -> None:  # noqa: ANN401
     """The sign flow where branches differ: the whole course, and its end on a linear axis."""
-    _sized(figure, 9.6, 4.3, f"sign gradient flow, step {found['step']}; {graph_label(found['graph'])}; exact")
+    sized(figure, 9.6, 4.3, f"sign gradient flow, step {found['step']}; {graph_label(found['graph'])}; exact")
     (whole, end), lines = figure.subplots(1, 2), found["lines"]
     times, steps = np.array(found["iterations"]), np.exp(found["log_hitting_time"])
     for axes in (whole, end):
@@ -132,24 +68,24 @@ def unequal_curve(figure: Any, found: Values) -> None:  # noqa: ANN401
         axes.set(xlabel="iteration", ylabel="mean hitting time, steps")
     trained, sure, paper = lines["optimal, fork trained"], lines["optimal"], lines["paper"]
     whole.plot(0, steps[0], "o", color=BLUE, markersize=5)
-    whole.annotate(f"pretrained: {_digits(steps[0])}", (0, steps[0]), xytext=(8, 6), textcoords="offset points",
+    whole.annotate(f"pretrained: {digits(steps[0])}", (0, steps[0]), xytext=(8, 6), textcoords="offset points",
                    color=BLUE, fontsize=9)  # fmt: skip
     whole.annotate(f"{steps[-1]:.2f} at {times[-1]:.0f}", (times[-1], steps[-1]), xytext=(0, 8), color=BLUE, ha="right",
                    textcoords="offset points", fontsize=9)  # fmt: skip
-    _level(whole, trained, f"optimum, fork trained: {_digits(trained)}", PURPLE, above=False, side="left")
+    level_line(whole, trained, f"optimum, fork trained: {digits(trained)}", PURPLE, above=False, side="left")
     whole.set(yscale="log", title="the whole course", ylim=(trained * 0.6, steps[0] * 1.7), xlim=(-20, times[-1]))
-    _level(end, sure, f"a = b = c = d = 1: {_digits(sure)}", GREEN)
-    _level(end, found["limit"], f"limit of the flow: {found['limit']:.2f}", BLUE, above=False)
-    _level(end, paper, f"the paper's line 4Σk: {_digits(paper)}", QUIET, above=False)
+    level_line(end, sure, f"a = b = c = d = 1: {digits(sure)}", GREEN)
+    level_line(end, found["limit"], f"limit of the flow: {found['limit']:.2f}", BLUE, above=False)
+    level_line(end, paper, f"the paper's line 4Σk: {digits(paper)}", QUIET, above=False)
     end.set(title="its end", ylim=(paper - 0.6, sure + 4.5), xlim=(times[-1] * 0.25, times[-1]))
-    _plain(whole, "y")
+    plain_numbers(whole, "y")
 
 
 def probabilities(figure: Any, found: Values) -> None:  # noqa: ANN401
     """Four heat maps: iterations to the right, depth upward."""
     from matplotlib.ticker import MaxNLocator  # noqa: PLC0415  (an optional extra)
 
-    _sized(figure, 9.6, 5.6, f"sign gradient flow, step {found['step']}; {graph_label(found['graph'])}; exact")
+    sized(figure, 9.6, 5.6, f"sign gradient flow, step {found['step']}; {graph_label(found['graph'])}; exact")
     grid = figure.subplots(2, 2, sharex=True, sharey=True)
     times, image = found["iterations"], None
     for axes, (name, state, move) in zip(grid.flat, ROWS, strict=True):
@@ -173,33 +109,33 @@ def probabilities(figure: Any, found: Values) -> None:  # noqa: ANN401
 
 def imitation_by_depth(figure: Any, found: Values) -> None:  # noqa: ANN401
     """Converged SFT against depth, a line for each number of lanes."""
-    _sized(figure, 6.6, 4.6, f"converged SFT on golden paths, W = {found['branches']}; exact")
+    sized(figure, 6.6, 4.6, f"converged SFT on golden paths, W = {found['branches']}; exact")
     axes, depths = figure.subplots(), found["depths"]
     colors, marks = (SKY, BLUE, GREEN, ORANGE, RED), "osD^v"
     for place, (lanes, row) in enumerate(found["hitting_time_by_lanes"].items()):
         color = colors[place % 5]
         axes.plot(depths, row, color=color, marker=marks[place % 5], markersize=5)
         growth = f"\N{MULTIPLICATION SIGN}{found['growth_by_lanes'][lanes]:.2f} a diamond"
-        text = f"L = {lanes}: {_digits(row[-1])}   ({growth})"
+        text = f"L = {lanes}: {digits(row[-1])}   ({growth})"
         axes.annotate(text, (depths[-1], row[-1]), xytext=(8, 0), textcoords="offset points", color=color, va="center",
                       fontsize=9, annotation_clip=False)  # fmt: skip
     lanes = len(found["hitting_time_by_lanes"])
     axes.plot(depths, found["uniform"], color=QUIET, linestyle="--", linewidth=1.4)
     axes.plot(depths, found["optimal"], color=INK, linewidth=1.4)
-    axes.annotate(f"pretrained, L = {lanes}: {_digits(found['uniform'][-1])}", (depths[-1], found["uniform"][-1]),
+    axes.annotate(f"pretrained, L = {lanes}: {digits(found['uniform'][-1])}", (depths[-1], found["uniform"][-1]),
                   xytext=(8, 0), textcoords="offset points", color=QUIET, va="center", fontsize=9)  # fmt: skip
-    axes.annotate(f"RLVR, every L: {_digits(found['optimal'][-1])}", (depths[-1], found["optimal"][-1]),
+    axes.annotate(f"RLVR, every L: {digits(found['optimal'][-1])}", (depths[-1], found["optimal"][-1]),
                   xytext=(8, 0), textcoords="offset points", color=INK, va="center", fontsize=9)  # fmt: skip
     axes.set(yscale="log", xlabel="diamonds of a branch, K", ylabel="mean hitting time, steps")
     axes.set_xticks(depths)
-    _plain(axes, "y")
+    plain_numbers(axes, "y")
 
 
 def supervised_sweep(figure: Any, found: Values) -> None:  # noqa: ANN401
     """The hitting time against the share of supervised backward states: means, and the draws of the most lanes."""
     graph = found["graph"]
     title = f"converged SFT, W = {graph['branches']}, K = {graph['depths'][0]}; {found['draws']} draws, exact for each"
-    _sized(figure, 6.6, 4.6, title)
+    sized(figure, 6.6, 4.6, title)
     axes, shares = figure.subplots(), np.array(found["shares"])
     rows = found["hitting_times_by_lanes"]
     colors, marks = (SKY, BLUE, GREEN, ORANGE, RED), "osD^v"
@@ -211,36 +147,41 @@ def supervised_sweep(figure: Any, found: Values) -> None:  # noqa: ANN401
         means = [mean for mean, _, _ in mean_of_draws(row)]
         axes.plot(shares, means, color=colors[place], marker=marks[place], markersize=5, label=f"L = {lanes}, mean")
     axes.plot([], [], ".", color=RED, alpha=0.5, label=f"L = {last}, each draw")
-    _level(axes, found["optimal"], f"RLVR: {_digits(found['optimal'])}", INK, above=False, side="left")
+    level_line(axes, found["optimal"], f"RLVR: {digits(found['optimal'])}", INK, above=False, side="left")
     axes.set(yscale="log", xlabel="share p of backward states that are supervised", ylabel="mean hitting time, steps")
     axes.set_ylim(bottom=found["optimal"] * 0.55)
     axes.set_xticks(shares)
     axes.legend(loc="upper right")
-    _plain(axes, "y")
+    plain_numbers(axes, "y")
 
 
 def stored_curve(figure: Any, found: Values) -> None:  # noqa: ANN401
     """Curves of long trainings against updates, with the theory's lines."""
-    _sized(figure, 6.6, 4.3, f"{found.get('about', 'sampled rollouts')}; {graph_label(found['graph'])}")
+    sized(figure, 6.6, 4.3, f"{found.get('about', 'sampled rollouts')}; {graph_label(found['graph'])}")
     axes, lines, colors = figure.subplots(), found["lines"], (BLUE, ORANGE, GREEN, PURPLE)
     for place, curve in enumerate(found["curves"]):
         label = f"{curve['label']} ({curve['measure']})"
         axes.plot(curve["updates"], curve["steps"], color=colors[place % 4], label=label,
                   linestyle=("-", "--", "-.", ":")[place % 4])  # fmt: skip
-    _level(axes, lines["uniform"], f"pretrained: {_digits(lines['uniform'])}", QUIET)
-    _level(
-        axes, lines["optimal"], f"optimum, fork frozen: {_digits(lines['optimal'])}", GREEN, above=False, side="left"
+    level_line(axes, lines["uniform"], f"pretrained: {digits(lines['uniform'])}", QUIET)
+    level_line(
+        axes,
+        lines["optimal"],
+        f"{frozen_label(found['graph'])}: {digits(lines['optimal'])}",
+        GREEN,
+        above=False,
+        side="left",
     )
     axes.set(yscale="log", xlabel="update", ylabel="mean hitting time, steps")
     most = max(max(curve["steps"]) for curve in found["curves"])
     axes.set_ylim(lines["optimal"] * 0.6, max(most, lines["uniform"]) * 1.8)
     axes.legend(loc="best")
-    _plain(axes, "y")
+    plain_numbers(axes, "y")
 
 
 def hit_curves(figure: Any, found: Values) -> None:  # noqa: ANN401
     """P(hit within T) of three policies against T."""
-    _sized(figure, 6.6, 4.3, f"{graph_label(found['graph'])}; exact")
+    sized(figure, 6.6, 4.3, f"{graph_label(found['graph'])}; exact")
     axes, times = figure.subplots(), found["steps"]
     kinds = (("optimal", "RLVR", GREEN, "-"), ("uniform", "pretrained", QUIET, "--"), ("golden", "SFT", RED, "-."))
     for name, label, color, dashes in kinds:
@@ -251,13 +192,13 @@ def hit_curves(figure: Any, found: Values) -> None:  # noqa: ANN401
                   va="top", fontsize=9, color=RED)  # fmt: skip
     axes.set(xscale="log", xlabel="steps T", ylabel="P(hit within T steps)", ylim=(0, 1.03), xlim=(times[0], times[-1]))
     axes.legend(loc="upper left")
-    _plain(axes, "x")
+    plain_numbers(axes, "x")
 
 
 def confused_middle(figure: Any, found: Values) -> None:  # noqa: ANN401
     """Above the signal of b and d by depth at the start, below the gap of b in the first moments of training."""
     graphs = found["graphs"]
-    _sized(
+    sized(
         figure,
         4.9 * len(graphs) + (1.0 if len(graphs) == 1 else 0.0),
         6.4,
@@ -298,7 +239,7 @@ def _signal(axes: Any, graph: Values) -> None:  # noqa: ANN401
 
 def confused_map(figure: Any, found: Values) -> None:  # noqa: ANN401
     """For each W and K the number of depths with a negative first gradient of b."""
-    _sized(figure, 6.8, 4.6, f"first exact gradient of b from the uniform policy, L = {found['lanes']}")
+    sized(figure, 6.8, 4.6, f"first exact gradient of b from the uniform policy, L = {found['lanes']}")
     axes = figure.subplots()
     counts = np.array(found["negative_depths"], dtype=float)
     widths, depths = found["branches"], found["depths"]
@@ -318,12 +259,12 @@ def confused_map(figure: Any, found: Values) -> None:  # noqa: ANN401
 
 def search_by_lanes(figure: Any, found: Values) -> None:  # noqa: ANN401
     """Mean steps of the search agent against the number of lanes."""
-    _sized(figure, 6.6, 4.3, f"search agent, W = {found['branches']}, K = {found['depth']}; lines exact")
+    sized(figure, 6.6, 4.3, f"search agent, W = {found['branches']}, K = {found['depth']}; lines exact")
     axes, lanes = figure.subplots(), found["lanes"]
     slope = found["golden"][-1] - found["golden"][-2]
     for name, color, dashes, text in (
         ("golden", RED, "-.", f"SFT + search: {slope:g} steps more for each lane"),
-        ("optimal", GREEN, "-", f"RLVR + search: {_digits(found['optimal'][0])} for every L"),
+        ("optimal", GREEN, "-", f"RLVR + search: {digits(found['optimal'][0])} for every L"),
     ):
         axes.plot(lanes, found[name], color=color, linestyle=dashes, label=text)
         rows = found["simulated"][name]
@@ -334,7 +275,7 @@ def search_by_lanes(figure: Any, found: Values) -> None:  # noqa: ANN401
             exact = found[name][lanes.index(row["lanes"])]
             above = name == "golden"
             at, align = ((-8, 7), "right") if above else ((0, -15), "center")
-            axes.annotate(_digits(exact), (row["lanes"], exact), xytext=at, textcoords="offset points", color=color,
+            axes.annotate(digits(exact), (row["lanes"], exact), xytext=at, textcoords="offset points", color=color,
                           ha=align, fontsize=9)  # fmt: skip
     axes.set(xlabel="lanes of a diamond, L", ylabel="mean steps to the target", ylim=(0, None), xlim=(0.5, 20.5))
     axes.set_xticks([1, 2, 5, 10, 15, 20])
@@ -343,7 +284,7 @@ def search_by_lanes(figure: Any, found: Values) -> None:  # noqa: ANN401
 
 def imitation_curves(figure: Any, found: Values) -> None:  # noqa: ANN401
     """Imitation of golden paths and of whole walks against flow time."""
-    _sized(
+    sized(
         figure, 6.8, 4.5, f"imitation by gradient flow from the pretrained policy; {graph_label(found['graph'])}; exact"
     )
     axes, times, lines = figure.subplots(), np.array(found["times"][1:]), found["lines"]
@@ -358,26 +299,34 @@ def imitation_curves(figure: Any, found: Values) -> None:  # noqa: ANN401
             label=label,
         )
     if lines["golden"] is not None:
-        _level(axes, lines["golden"], f"converged SFT: {_digits(lines['golden'])}", RED, side="left")
-    _level(axes, lines["uniform"], f"pretrained: {_digits(lines['uniform'])}", QUIET)
-    _level(axes, lines["optimal"], f"RLVR, fork frozen: {_digits(lines['optimal'])}", GREEN, above=False, side="left")
+        level_line(axes, lines["golden"], f"converged SFT: {digits(lines['golden'])}", RED, side="left")
+    level_line(axes, lines["uniform"], f"pretrained: {digits(lines['uniform'])}", QUIET)
+    level_line(
+        axes,
+        lines["optimal"],
+        f"{frozen_label(found['graph'])}: {digits(lines['optimal'])}",
+        GREEN,
+        above=False,
+        side="left",
+    )
     axes.set(xscale="log", yscale="log", xlabel="flow time", ylabel="mean hitting time, steps")
-    axes.set_ylim(bottom=lines["optimal"] * 0.5)
+    low, high = lines["optimal"], axes.get_ylim()[1]
+    axes.set_ylim(bottom=low * (low / high) ** 0.08)
     axes.set_xlim(times[0], times[-1])
     axes.legend(loc="center right")
-    _plain(axes, "y")
+    plain_numbers(axes, "y")
 
 
 def fork_curves(figure: Any, found: Values) -> None:  # noqa: ANN401
     """The hitting time with the fork's rows frozen and trained."""
-    _sized(figure, 6.6, 4.3, f"exact gradient of the full table, normalized, step 0.3; {graph_label(found['graph'])}")
+    sized(figure, 6.6, 4.3, f"exact gradient of the full table, normalized, step 0.3; {graph_label(found['graph'])}")
     axes, lines = figure.subplots(), found["lines"]
     for fork, color, dashes in (("frozen", GREEN, "-"), ("trained", PURPLE, "--")):
         axes.plot(found["iterations"], found["hitting_time"][fork], color=color, linestyle=dashes, label=f"fork {fork}")
-    _level(axes, lines["optimal"], f"optimum, fork frozen: {_digits(lines['optimal'])}", GREEN)
+    level_line(axes, lines["optimal"], f"{frozen_label(found['graph'])}: {digits(lines['optimal'])}", GREEN)
     trained = lines["optimal, fork trained"]
-    _level(axes, trained, f"optimum, fork trained: {_digits(trained)}", PURPLE, above=False)
+    level_line(axes, trained, f"optimum, fork trained: {digits(trained)}", PURPLE, above=False)
     axes.set(yscale="log", xlabel="iteration", ylabel="mean hitting time, steps", ylim=(trained * 0.6, None))
     axes.set_xlim(0, found["iterations"][-1])
     axes.legend(loc="upper right")
-    _plain(axes, "y")
+    plain_numbers(axes, "y")
