@@ -140,4 +140,5 @@ def test_decoding_leaves_out_the_end_and_keeps_other_control_tokens() -> None:
 def test_control_tokens_inside_a_text_stay_visible() -> None:
     texts = Texts(alphabet_tokenizer("abc"))
     assert texts.decode([0, 4, 1, 4, 1]) == "\ufffdc\ufffdc"
-    assert texts.decode([4, 1]) == "c"
+    assert texts.decode([4, 1]) == texts.decode([4, 1, 0, 0]) == "c"
+    assert texts.decode([4, 0]) == texts.decode([4, 0, 1]) == "c\ufffd"

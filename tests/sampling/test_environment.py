@@ -5,6 +5,7 @@ import pytest
 import sampling_examples as examples
 
 from forkpoint.policies.causal import CausalPolicy
+from forkpoint.policies.texts import UNREADABLE
 from forkpoint.records import Problem, Rollout, SpanKind, StopReason
 from forkpoint.tasks.protocol import Interactive, Reply
 
@@ -143,7 +144,7 @@ def test_other_draws_after_a_cut_also_keep_to_the_protocol() -> None:
 
 def test_a_stop_string_may_begin_in_what_the_environment_wrote() -> None:
     policy, prompt = examples.character_policy(), examples.prompts(examples.character_policy(), 1)[0]
-    stops = tuple(f";{letter}" for letter in examples.ALPHABET)
+    stops = tuple(f";{letter}" for letter in (*examples.ALPHABET, UNREADABLE))
     asked = [examples.request(prompt, place, budget=40, stop=stops) for place in range(40)]
     rollouts = examples.sample(policy, asked, environment=Toy())
     crossed = [rollout for rollout in rollouts if " ok;" in rollout.text[:-1]]

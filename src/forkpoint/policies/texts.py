@@ -118,13 +118,17 @@ class Texts:
         return tokens
 
     def decode(self, tokens: Sequence[int] | Ints) -> str:
-        """The text of tokens, an end-of-sequence token at the end left out.
+        """The text of tokens up to the end-of-sequence token that closes it, with the padding behind that left out.
 
         Any other control token that a policy wrote stays visible, so that no verifier reads past it.
         """
         kept = [int(token) for token in tokens]
-        if kept and kept[-1] == self.eos_id:
-            del kept[-1]
+        end = len(kept)
+        while end and kept[end - 1] in (self.pad_id, self.eos_id):
+            end -= 1
+        closing = next((place for place in range(end, len(kept)) if kept[place] == self.eos_id), None)
+        if closing is not None:
+            del kept[closing:]
         if self._characters is not None:
             return "".join(self._texts.get(token, UNREADABLE) for token in kept)
         return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
