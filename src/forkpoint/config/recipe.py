@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from forkpoint.errors import unknown_name
 
+MAX_ROLLOUTS = 1_000_000
+"""Most rollouts of one batch: all of them are in memory at once."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
@@ -175,9 +177,9 @@ class TextStage(StageBase):
     kind: Literal["pretrain", "sft"]
     data: str = ""
     """A corpus of the task, or `rollouts:STAGE`: correct samples of a stage's final policy on training problems."""
-    batch_size: Annotated[int, Field(ge=1)] = 128
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 128
     """Texts per update."""
-    examples: Annotated[int, Field(ge=1)] = 4096
+    examples: Annotated[int, Field(ge=1, le=10_000_000)] = 4096
     """How many rollouts `rollouts:STAGE` samples; its correct ones are the data."""
 
     @model_validator(mode="after")
@@ -191,13 +193,13 @@ class RLStage(StageBase):
     """Reinforcement learning on verifiable rewards."""
 
     kind: Literal["rl"]
-    problems_per_update: Annotated[int, Field(ge=1)] = 32
+    problems_per_update: Annotated[int, Field(ge=1, le=65_536)] = 32
     """Problems of one rollout batch."""
-    group_size: Annotated[int, Field(ge=2)] = 16
+    group_size: Annotated[int, Field(ge=2, le=65_536)] = 16
     """Rollouts of each problem, at least 2: credit compares them with each other."""
-    max_new_tokens: Annotated[int, Field(ge=1)]
+    max_new_tokens: Annotated[int, Field(ge=1, le=1_000_000)]
     """Budget of a rollout in tokens."""
-    updates_per_batch: Annotated[int, Field(ge=1)] = 1
+    updates_per_batch: Annotated[int, Field(ge=1, le=65_536)] = 1
     """Optimizer steps that share one rollout batch; above 1 the loss must be one with a trust region."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
     """Sampling temperature; training uses the same."""
@@ -219,6 +221,11 @@ class RLStage(StageBase):
         if self.updates % self.updates_per_batch:
             raise ValueError(
                 f"updates = {self.updates} must be a multiple of updates_per_batch = {self.updates_per_batch}"
+            )
+        if self.problems_per_update * self.group_size > MAX_ROLLOUTS:
+            raise ValueError(
+                f"problems_per_update x group_size = {self.problems_per_update * self.group_size} rollouts are more than "
+                f"{MAX_ROLLOUTS}, the most that one batch holds"
             )
         if self.problems_per_update < self.updates_per_batch:
             raise ValueError("problems_per_update must be at least updates_per_batch: every update takes whole groups")
