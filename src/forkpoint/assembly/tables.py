@@ -26,6 +26,14 @@ TASKS: Mapping[str, str] = MappingProxyType(
 )
 """Modules with `Settings` and `build(settings)`."""
 
+NEEDED: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "gym": ("dataset", "the name of a dataset: write gym:NAME, such as gym:chain_sum"),
+        "jsonl": ("path", 'a file: path = "questions.jsonl", or --set path=questions.jsonl'),
+    }
+)
+"""Settings without which a task cannot be, and how to give them."""
+
 CREDIT_RULES: Mapping[str, str] = MappingProxyType(
     {
         name: f"forkpoint.credit:{name}"
@@ -66,6 +74,8 @@ def build_task(table: Mapping[str, Any], *, where: str = "[task]", folder: Path 
         return _outside_task(f"{where} name", name, settings)
     if name not in TASKS:
         raise RecipeError(unknown_name(f"{where} name", name, TASKS))
+    if name in NEEDED and NEEDED[name][0] not in settings:
+        raise RecipeError(f"{where} {name} needs {NEEDED[name][1]}.")
     module = importlib.import_module(TASKS[name])
     if folder is not None and isinstance(settings.get("path"), str):
         settings["path"] = str(folder / settings["path"])

@@ -71,7 +71,9 @@ def evaluate(
     json_
         Print as JSON.
     """
-    wanted, built, policy = _ks(k, samples), _task(task, set_), _policy(model, device, threads)
+    table, budget = _trained_on(model, task)
+    wanted, built, policy = _ks(k, samples), _task(table, set_), _policy(model, device, threads)
+    max_new_tokens = max_new_tokens or budget
     plan = _plan(policy, built, problems=problems, samples=samples, temperature=temperature,
                  max_new_tokens=max_new_tokens, seed=seed)  # fmt: skip
     told = {"model": model, "task": task, "temperature": temperature, "max_new_tokens": plan.max_new_tokens}
@@ -91,11 +93,29 @@ def _ks(text: str, samples: int) -> list[int]:
     return found
 
 
-def _task(name: str, settings: Sequence[str]) -> "Task":
+def _trained_on(model: str, task: str) -> tuple[dict[str, Any], int | None]:
+    """For `RUN:STAGE` on the run's own task, its settings and its budget in tokens; else the task's name alone."""
+    from forkpoint.assembly import evaluation_budget
+    from forkpoint.config import load_recipe
+
+    run, colon, name = model.rpartition(":")
+    path = Path(run) / "recipe.toml"
+    if not colon or Path(model).exists() or not path.is_file():
+        return {"name": task}, None
+    recipe = load_recipe(path)
+    stage = next((stage for stage in recipe.stage if stage.name == name), None)
+    table = dict((stage.task if stage else None) or recipe.task)
+    # A relative path is seen from the recipe's own folder, which a run does not know.
+    if stage is None or table["name"] != task or "path" in table:
+        return {"name": task}, None
+    return table, evaluation_budget(recipe, stage)
+
+
+def _task(table: dict[str, Any], settings: Sequence[str]) -> "Task":
     from forkpoint.assembly import build_task
     from forkpoint.config.load import override_table
 
-    return build_task(override_table({"name": name}, settings), where="--task", folder=Path())
+    return build_task(override_table(table, settings), where="--task", folder=Path())
 
 
 def _policy(model: str, device: str, threads: int) -> "CausalPolicy":
@@ -280,7 +300,10 @@ def _print(summary: dict[str, Any]) -> None:
             continue
         low, high = entry["interval"]
         rows.append([name, f"{entry['value']:.{digits}f}", f"{low:.{digits}f} to {high:.{digits}f}"])
-    title = f"{summary['model']} on {summary['task']}: {summary['problems']} problems, {summary['rollouts']} rollouts"
+    title = (
+        f"{summary['model']} on {summary['task']}: {summary['problems']} problems, {summary['rollouts']} rollouts "
+        f"of at most {summary['max_new_tokens']} tokens, temperature {summary['temperature']}"
+    )
     print_table(["", "mean", "95 % interval"], rows, title=title)
     if summary["unjudged"]:
         print(f"{summary['unjudged']} rollouts could not be judged; they are in no share of correct ones")

@@ -1,6 +1,7 @@
 """The command `forkpoint`: every subcommand is imported only when it is used."""
 
 import sys
+from pathlib import Path
 
 from cyclopts import App
 
@@ -36,6 +37,8 @@ def main() -> None:
 
     from forkpoint.cli.output import print_error
 
+    # Plug-ins lie beside the recipe; last, so that they never stand before an installed module.
+    sys.path.append(str(Path.cwd()))
     try:
         code = app(sys.argv[1:])
     except CycloptsError as error:

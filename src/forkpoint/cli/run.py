@@ -4,6 +4,8 @@ import contextlib
 import difflib
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,7 +81,19 @@ def run(
             _check_same(parsed, folder)
         _prepare(parsed, folder, exists=exists, allow_change=allow_env_change)
         code = _work(parsed, folder, origin, quiet=json_)
-    return _finish(folder, recipe, code, as_json=json_)
+    again = resume_command(recipe, runs, name=name, overrides=set_)
+    return _finish(folder, again, code, as_json=json_)
+
+
+def resume_command(recipe: Path, runs: Path, *, name: str | None, overrides: Sequence[str]) -> str:
+    """What to type to continue this run, with the program as it can be found from here."""
+    program = sys.argv[0] if Path(sys.argv[0]).name == "forkpoint" else "forkpoint"
+    found = shutil.which("forkpoint")
+    if found is not None and Path(found).resolve() == Path(program).resolve():
+        program = "forkpoint"
+    named = ["--name", name] if name is not None else []
+    changed = [part for override in overrides for part in ("--set", override)]
+    return shlex.join([program, "run", str(recipe), "--runs", str(runs), *named, *changed, "--resume"])
 
 
 def _holds_run(folder: Path) -> bool:
@@ -219,7 +233,7 @@ def _settle(folder: Path, workers: Sequence["subprocess.Popen[bytes]"], signals:
             writer.finish_stage(name, status=status, message=message)
 
 
-def _finish(folder: Path, path: Path, code: int, *, as_json: bool) -> int:
+def _finish(folder: Path, again: str, code: int, *, as_json: bool) -> int:
     """Writes the report, prints the table, and says how to go on when the run is not done."""
     from forkpoint.report import arms, arms_json, write_report
 
@@ -241,8 +255,7 @@ def _finish(folder: Path, path: Path, code: int, *, as_json: bool) -> int:
         )
     else:
         print_arms(results)
-        print(f"report: {report}")
+        print(f"report: {report}" if report else "report: none was written")
     if not done:
-        again = f"forkpoint run {path} --runs {folder.parent} --resume"
         print(f"stopped before the end; continue with: {again}", file=sys.stderr)
     return 0 if done else code or 1

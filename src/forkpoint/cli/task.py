@@ -78,6 +78,7 @@ def show(
         shown = [{"key": p.key, "prompt": p.prompt, "answer": p.answer, "solution": task.solve(p)} for p in problems]
         print_json({"task": task.name, "settings": settings, "problems": shown, "corpora": texts})
         return
+    print(f"{_about(name)}\n")
     if settings:
         print_table(["setting", "default", "about"], [[row["name"], row["default"], row["about"]] for row in settings])
     for problem in problems:
@@ -88,15 +89,27 @@ def show(
         print(f"\ncorpus {corpus}\n  prompt    {visible(str(text['prompt']))}\n  text      {visible(text['text'])}")
 
 
-def _settings(name: str) -> list[dict[str, str]]:
+def _module(name: str) -> Any:  # noqa: ANN401
+    """The module of one of our own tasks, else None."""
     import importlib
 
     from forkpoint.assembly import TASKS
 
     key = "gym" if name.startswith("gym:") else name
-    if key not in TASKS:
+    return importlib.import_module(TASKS[key]) if key in TASKS else None
+
+
+def _about(name: str) -> str:
+    """What a task is, how its prompts read and how to answer."""
+    module = _module(name)
+    return (module.__doc__ or "").strip() if module else ""
+
+
+def _settings(name: str) -> list[dict[str, str]]:
+    module = _module(name)
+    if module is None:
         return []
-    fields = importlib.import_module(TASKS[key]).Settings.model_fields
+    fields = module.Settings.model_fields
     return [
         {
             "name": field,
@@ -164,6 +177,7 @@ def play(name: str, /, *, set_: Settings = (), seed: int = 0) -> int:
 
     task = _task(name, set_)
     problem = task.problem(Key.root(seed).child("play"))
+    print(f"{_about(name)}\n")
     print(visible(str(problem.prompt)))
     try:
         text = input("your answer: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")

@@ -112,6 +112,7 @@ def main(arguments: list[str]) -> int:
     """
     run, origin = Path(arguments[0]), Path(arguments[1])
     stop = Stopping(int(arguments[2])).listen()
+    sys.path.append(str(Path.cwd()))
     recipe = load_recipe(run / "recipe.toml")
     import torch
 

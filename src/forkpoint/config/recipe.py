@@ -222,10 +222,11 @@ class RLStage(StageBase):
             raise ValueError(
                 f"updates = {self.updates} must be a multiple of updates_per_batch = {self.updates_per_batch}"
             )
-        if self.problems_per_update * self.group_size > MAX_ROLLOUTS:
+        rollouts = self.problems_per_update * self.group_size
+        if rollouts > MAX_ROLLOUTS:
             raise ValueError(
-                f"problems_per_update x group_size = {self.problems_per_update * self.group_size} rollouts are more than "
-                f"{MAX_ROLLOUTS}, the most that one batch holds"
+                f"problems_per_update x group_size = {rollouts} rollouts are more than {MAX_ROLLOUTS}, "
+                "the most that one batch holds"
             )
         if self.problems_per_update < self.updates_per_batch:
             raise ValueError("problems_per_update must be at least updates_per_batch: every update takes whole groups")

@@ -51,6 +51,10 @@ class RLTraining:
         batch = Batch(groups=tuple(groups), update=update)
         batch = _rewarded(batch, self.probe, self.stage)
         credits = self.credit_rule(batch, self.probe, **self.stage.credit.options) if batch.groups else []
+        if len(credits) != len(batch.rollouts):
+            raise ValueError(
+                f"credit.rule = '{self.stage.credit.rule}' gave {len(credits)} credits, not {len(batch.rollouts)}"
+            )
         if self.critic is not None:
             metrics.update(self.critic.fit(batch))
         sampled = time.perf_counter()
