@@ -43,10 +43,10 @@ class Load:
 
 
 def loads(key: Key) -> list[Load]:
-    geometric = np.minimum(key.child("lengths").generator().geometric(1 / 32, 512), 256)
+    geometric = np.minimum(key.child("lengths").generator().geometric(1 / 32, 256), 256)
     return [
         Load("groups of 16, 96-token prompts", 16, 16, 96, [32] * 256, 1.5),
-        Load("geometric lengths", 512, 1, 16, geometric.tolist(), 3.0),
+        Load("geometric lengths", 256, 1, 16, geometric.tolist(), 3.0),
         Load("equal lengths, short prompts", 256, 1, 16, [64] * 256, 1.0),
     ]
 
@@ -121,7 +121,7 @@ def rate(
 
 def best_setting(run: Callable[..., int], policy: CausalPolicy, requests: list[SampleRequest]) -> tuple[int, int]:
     """Batch size and threads with the highest rate, of one warm run each."""
-    settings = [(size, threads) for size in (64, 128, 256) for threads in (1, 2)]
+    settings = [(size, threads) for size in (64, 256) for threads in (1, 2)]
     rate(run, policy, requests, 256, 1)
     return max(settings, key=lambda setting: rate(run, policy, requests, *setting))
 
