@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from forkpoint.assembly.lab import build_critic, build_tabular
 from forkpoint.assembly.tables import CREDIT_RULES, LOSSES, build_task, model_folder, resolve
-from forkpoint.config.recipe import FolderPolicy, Recipe, RLStage, TabularPolicy, TextStage, parent
+from forkpoint.config.recipe import (
+    FolderPolicy,
+    Recipe,
+    RLStage,
+    TabularPolicy,
+    TextStage,
+    parent,
+    rollout_budget,
+)
 from forkpoint.errors import RecipeError
 from forkpoint.seeds import Key
 from forkpoint.tasks.protocol import Interactive, Task, split_problems
@@ -228,11 +236,7 @@ class Assembly:
 
 def evaluation_budget(recipe: Recipe, stage: RLStage | TextStage) -> int:
     """Tokens of a rollout in the evaluations of a stage."""
-    if recipe.evaluation.max_new_tokens is not None:
-        return recipe.evaluation.max_new_tokens
-    if isinstance(stage, RLStage):
-        return stage.max_new_tokens
-    budgets = [other.max_new_tokens for other in recipe.stage if isinstance(other, RLStage)]
-    if not budgets:
+    budget = rollout_budget(recipe, stage)
+    if budget is None:
         raise RecipeError("[evaluation] max_new_tokens is missing: the recipe has no RL stage to take it from.")
-    return max(budgets)
+    return budget

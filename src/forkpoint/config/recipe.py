@@ -291,3 +291,12 @@ def sources(stage: TextStage | RLStage) -> tuple[str, ...]:
     if isinstance(stage, TextStage) and stage.data.startswith("rollouts:"):
         names.append(stage.data.removeprefix("rollouts:"))
     return tuple(name for name in dict.fromkeys(names) if name is not None and name != "policy")
+
+
+def rollout_budget(recipe: Recipe, stage: TextStage | RLStage) -> int | None:
+    """Tokens of a rollout in the evaluations of a stage; None when the recipe does not say."""
+    if recipe.evaluation.max_new_tokens is not None:
+        return recipe.evaluation.max_new_tokens
+    if isinstance(stage, RLStage):
+        return stage.max_new_tokens
+    return max((other.max_new_tokens for other in recipe.stage if isinstance(other, RLStage)), default=None)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forkpoint.config import Recipe, load_recipe
-from forkpoint.config.recipe import RLStage
+from forkpoint.config.recipe import rollout_budget
 from forkpoint.errors import RecipeError
 from forkpoint.report.statistics import (
     Difference,
@@ -70,12 +70,7 @@ def evaluation_budget(recipe: Recipe | None, stage: str) -> int | None:
     """Tokens of a rollout in the evaluations of a stage; None when the recipe does not say."""
     if recipe is None or stage not in {known.name for known in recipe.stage}:
         return None
-    mine = recipe.get_stage(stage)
-    if recipe.evaluation.max_new_tokens is not None:
-        return recipe.evaluation.max_new_tokens
-    if isinstance(mine, RLStage):
-        return mine.max_new_tokens
-    return max((other.max_new_tokens for other in recipe.stage if isinstance(other, RLStage)), default=None)
+    return rollout_budget(recipe, recipe.get_stage(stage))
 
 
 def final_evaluation(reader: RunReader, stage: str) -> tuple[int, EvaluationArrays] | None:
