@@ -2,7 +2,7 @@
 
 Prompts are computed once per group, finished rows are replaced by waiting ones, and no forward is spent on a finished
 row.  Every token is a pure function of its request's key and the weights, whatever the number of slots and the order of
-requests: at least 8 rows a forward, and cache views that are multiples of 64 positions, keep the arithmetic the same.
+requests: at least 8 rows a forward, and cache views that are multiples of 16 positions, keep the arithmetic the same.
 """
 
 from collections import deque
@@ -21,7 +21,8 @@ from forkpoint.sampling.prefill import MIN_ROWS, Prefill, round_up
 from forkpoint.sampling.slots import Live, Slots
 from forkpoint.tasks.protocol import Interactive
 
-VIEW = 64
+WIDTH, VIEW = 64, 16
+"""Positions of the cache, and of what a forward sees of it, are multiples of these."""
 _OVER = (StopReason.EOS, StopReason.DONE)
 
 
@@ -59,7 +60,7 @@ class _Decoding:
         self.slots = Slots(slots, max(self.budgets))
         self.capacity = slots
         reach = max(len(request.prompt_tokens) + budget for request, budget in zip(requests, self.budgets, strict=True))
-        self.width = round_up(reach, VIEW)
+        self.width = round_up(reach, WIDTH)
         self.cache: SlotCache | None = None
         self.finished: list[Rollout] = []
         self.turns = () if environment is None else tuple(environment.turn_ends())
