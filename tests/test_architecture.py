@@ -17,12 +17,12 @@ PACKAGE = ROOT / "src" / "forkpoint"
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 
 # A module imports only from lower layers, or from its own package; the lowest layer comes first.
-# docs/decisions/002 says why `seeds` is in it, 003 why `policies` is a row of its own.
+# docs/decisions/002 says why `seeds` is in it, 003 why `policies` is a row of its own, 005 where `bugs` stands.
 LAYERS = (
     ("records", "errors", "seeds"),
     ("theory", "config", "probe", "files"),
     ("verifiers", "losses", "batching", "curricula"),
-    ("tasks", "rewards", "credit", "review", "audits"),
+    ("tasks", "rewards", "credit", "review", "audits", "bugs"),
     ("policies",),
     ("sampling", "store"),
     ("probing",),

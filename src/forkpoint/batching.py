@@ -6,14 +6,14 @@ share a prompt hold it once.  Letters: P prompts, U prompt positions, B rows, T 
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from forkpoint.records import Bools, Floats, Ints, SampledExample, TextExample, frozen_array
+from forkpoint.records import Bools, ExpertExample, Floats, Ints, SampledExample, TextExample, frozen_array
 
 _NO_FLOATS = frozen_array([], np.float32)
 
@@ -30,6 +30,8 @@ class Row:
     advantages: Floats = field(default_factory=lambda: _NO_FLOATS)
     policy_weights: Floats = field(default_factory=lambda: _NO_FLOATS)
     """Policy-gradient weight of each token."""
+    expert_weights: Floats = field(default_factory=lambda: _NO_FLOATS)
+    """Weight of each token of an expert in the loss `mixed_policy`."""
     imitation_weights: Floats = field(default_factory=lambda: _NO_FLOATS)
     """Cross-entropy weight of each token."""
     divergence_weight: float = 0.0
@@ -49,6 +51,7 @@ class TokenBatch:
     behavior_logprobs: Float[Tensor, "B T"]
     advantages: Float[Tensor, "B T"]
     policy_weights: Float[Tensor, "B T"]
+    expert_weights: Float[Tensor, "B T"]
     imitation_weights: Float[Tensor, "B T"]
     divergence_weights: Float[Tensor, " B"]
     rows: tuple[int, ...]
@@ -67,7 +70,13 @@ def sampled_row(example: SampledExample) -> Row:
     )
 
 
-def text_row(example: TextExample) -> Row:
+def expert_row(example: ExpertExample, advantage: float) -> Row:
+    """The row of an expert's text, cut as by `text_row`; its weights still to be set."""
+    row = text_row(example)
+    return replace(row, advantages=frozen_array(np.where(row.loss_mask, advantage, 0.0), np.float32))
+
+
+def text_row(example: TextExample | ExpertExample) -> Row:
     """The row of a text: the untrained tokens at its beginning, at least one, are the prompt."""
     trained = np.flatnonzero(example.loss_mask)
     start = max(1, int(trained[0])) if len(trained) else len(example.tokens)
@@ -146,6 +155,7 @@ def pad_rows(
         behavior_logprobs=pad("behavior_logprobs", np.float32),
         advantages=pad("advantages", np.float32),
         policy_weights=pad("policy_weights", np.float32),
+        expert_weights=pad("expert_weights", np.float32),
         imitation_weights=pad("imitation_weights", np.float32),
         divergence_weights=torch.tensor([row.divergence_weight for row in chosen], dtype=torch.float32, device=device),
         rows=tuple(places),

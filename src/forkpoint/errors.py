@@ -6,7 +6,8 @@ ForkpointError
 ├── ModelError       a model folder, a tokenizer, a text that the model cannot read
 ├── StoreError       a run folder or its database
 ├── CheckpointError  a checkpoint that is incomplete or altered
-└── VerifierError    a verifier that could not be started
+├── VerifierError    a verifier that could not be started, or fails too often
+└── TrainingError    a training that cannot go on
 
 Our own bugs raise plain exceptions and are never caught.
 """
@@ -40,7 +41,11 @@ class CheckpointError(StoreError):
 
 
 class VerifierError(ForkpointError):
-    """A verifier cannot be started on this machine."""
+    """A verifier cannot be started on this machine, or fails too often."""
+
+
+class TrainingError(ForkpointError):
+    """Training cannot go on, such as when no gradient is finite any more."""
 
 
 def unknown_name(where: str, value: str, known: Iterable[str]) -> str:

@@ -21,7 +21,7 @@ ADVANTAGES = {
 
 
 def test_table():
-    assert set(CREDIT_RULES) == {*ADVANTAGES, "survivors", "critic", "batch_baseline"}
+    assert set(CREDIT_RULES) == {*ADVANTAGES, "survivors", "critic", "batch_baseline", "with_experts"}
 
 
 def test_leave_one_out_by_hand():

@@ -154,6 +154,15 @@ def test_distillation_restores_what_imitation_of_paths_ruins():
     assert math.exp(found["log_hitting_time"]["golden"][-1]) >= 0.99 * 2966044
 
 
+def test_stages_that_follow_one_another_are_one_curve() -> None:
+    early = lab.StageCourse(stage="early", slot=0, updates=(0, 10, 20), steps=(9.0, 8.0, 7.0), exact=True)
+    late = lab.StageCourse(stage="late", slot=1, updates=(0, 5), steps=(7.0, 6.0), exact=True, parent="early")
+    joined = lab.chained_courses([early, late])
+    assert [(c.stage, c.updates, c.steps) for c in joined] == [("late", (0, 10, 20, 25), (9.0, 8.0, 7.0, 6.0))]
+    other = lab.StageCourse(stage="other", slot=2, updates=(0, 5), steps=(7.0, 5.0), exact=True, parent="early")
+    assert [c.stage for c in lab.chained_courses([early, late, other])] == ["early", "late", "other"]
+
+
 def course(steps, probabilities=()):
     updates = tuple(range(0, 10 * len(steps), 10))
     return lab.StageCourse(stage="rl", slot=0, updates=updates, steps=tuple(steps), exact=True,

@@ -157,7 +157,7 @@ def test_refused_datasets_say_why(dataset):
 
 
 def test_the_list_of_refused_datasets():
-    assert len(REFUSED) == 18
+    assert len(REFUSED) == 19
     assert sum(why == gym.RUNS_TEXT for why in REFUSED.values()) == 9
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import BASE, tiny_recipe
 
-from forkpoint.errors import CheckpointError
+from forkpoint.errors import CheckpointError, TrainingError
 from forkpoint.training.optimization import FILE, Optimization, learning_rate
 
 
@@ -100,6 +100,17 @@ def test_a_gradient_that_is_not_finite_is_dropped(bad):
     give(model, [[1.0, 1.0], [1.0, 1.0]], [1.0, 1.0])
     assert optimization.step(2)["skipped"] == 0.0
     assert not torch.equal(model.matrix, before)
+
+
+def test_too_many_bad_gradients_in_a_row_end_the_stage():
+    model = Model()
+    optimization = Optimization(model, stage(max_bad_updates=2))
+    for update, value in enumerate((math.nan, 1.0, math.nan), start=1):
+        give(model, [[value, 1.0], [1.0, 1.0]], [1.0, 1.0])
+        optimization.step(update)
+    give(model, [[math.inf, 1.0], [1.0, 1.0]], [1.0, 1.0])
+    with pytest.raises(TrainingError, match="update 4: 2 updates in a row without a finite gradient"):
+        optimization.step(4)
 
 
 def test_no_backward_pass_is_a_gradient_of_zero():

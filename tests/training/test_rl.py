@@ -11,6 +11,7 @@ from tiny_runs import BASE, RL, tiny_recipe
 from forkpoint.assembly import Assembly
 from forkpoint.batching import pad_rows, sampled_row
 from forkpoint.credit import leave_one_out
+from forkpoint.errors import VerifierError
 from forkpoint.losses import clipped_surrogate, reinforce
 from forkpoint.records import (
     Credit,
@@ -206,6 +207,14 @@ def test_nothing_is_learned_when_nothing_could_be_judged(verdict, context, polic
     assert step.metrics["skipped"] == 1.0
     assert step.metrics["unusable"] == 1.0
     assert step.metrics["reward"] == 0.0
+
+
+def test_a_verifier_that_fails_too_often_ends_the_stage(context, policy):
+    verdicts = [[RIGHT, WRONG, FAILED, DUNNO] * 4] * 2
+    with pytest.raises(VerifierError, match=r"could not judge 16 of 32 rollouts \(50 %: 8 error, 8 abstained\)"):
+        one_update(context, policy, verdicts)
+    step, _ = one_update(context, policy, verdicts, max_unusable=0.5)
+    assert step.metrics["unusable"] == 0.5
 
 
 def test_empty_rollouts_leave(context, policy):

@@ -92,10 +92,31 @@ def test_the_whole_process_group_is_killed(worker):
 def test_a_crash_says_how(worker):
     assert worker.call("exit", 3) == Answer(kind="crash", reason="the child ended with status 3")
     assert worker.call("exit", 0).kind == "crash"
+    assert worker.call("die") == Answer(kind="crash", reason="the child was killed by signal 9")
+    assert worker.call("fine").value == 42
+
+
+def test_a_dead_child_is_replaced_and_asked_once_more(worker, tmp_path):
     worker.call("fine")
     os.kill(worker.pid, 9)
-    assert worker.call("fine") == Answer(kind="crash", reason="the child was killed by signal 9")
-    assert worker.call("fine").value == 42
+    assert worker.call("fine") == Answer(kind="ok", value=42)
+    mark = tmp_path / "mark"
+    mark.touch()
+    assert worker.call("die once", str(mark)).value == "second"
+    assert not mark.exists()
+    assert worker.call("exit", 3) == Answer(kind="crash", reason="the child ended with status 3")
+
+
+def test_a_process_that_left_the_group_is_killed_too(worker):
+    runaway = worker.call("escape").value
+    assert is_running(runaway)
+    worker.close()
+    assert wait_until_gone(runaway)
+
+
+def test_the_child_starts_in_the_folder_it_is_given(tmp_path):
+    with Worker("os:getcwd", folder=tmp_path) as worker:
+        assert worker.call().value == str(tmp_path)
 
 
 def test_memory_is_limited(worker):

@@ -45,6 +45,9 @@ def behave(how, *arguments):
         "network": open_network,
         "file": write_file,
         "spawn": start_sleeper,
+        "die": lambda: os.kill(os.getpid(), 9),
+        "die once": die_once,
+        "escape": escape,
     }[how](*arguments)
 
 
@@ -104,6 +107,26 @@ def start_sleeper(path):
         time.sleep(600)
         os._exit(0)
     return process
+
+
+def die_once(mark):
+    if Path(mark).exists():
+        Path(mark).unlink()
+        os._exit(1)
+    return "second"
+
+
+def escape():
+    """A process in a session of its own, whose parent ends at once."""
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        process = os.fork()
+        if process == 0:
+            time.sleep(600)
+        os.write(writing, str(process).encode())
+        os._exit(0)
+    return int(os.read(reading, 32))
 
 
 HOARD = []

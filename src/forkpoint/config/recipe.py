@@ -123,6 +123,19 @@ class RewardRule(Strict):
     """Taken off for a rollout of full length, in proportion for shorter ones; 0 to 1."""
 
 
+class Bugs(Strict):
+    """Published bugs, emulated for teaching and as controls (docs/invariance.md); never for a model that matters."""
+
+    accumulation: Literal["none", "first", "first_and_last"] = "none"
+    """Which micro-batches of a rank reach the optimizer; `none`: no bug, all of them do."""
+    averaging: Literal["none", "micro_batch", "rank"] = "none"
+    """Whose mean loss is averaged; `none`: no bug, one global denominator."""
+    micro_batches: Annotated[int, Field(ge=1, le=4096)] = 8
+    """Micro-batches of each rank, 1 to 4096."""
+    ranks: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Data-parallel ranks, emulated, 1 to 4096."""
+
+
 class Evaluation(Strict):
     """How stages are evaluated on held-out problems."""
 
@@ -136,6 +149,15 @@ class Evaluation(Strict):
     """0 takes the most probable token."""
     max_new_tokens: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Budget of a rollout in tokens; without it the stage's own, or the largest of the recipe's RL stages."""
+
+
+class Doctor(Strict):
+    """When the learning loop is checked (docs/doctor.md); a sick check stops the stage."""
+
+    before: bool = True
+    """A short form before the first update of each stage."""
+    every: Annotated[int, Field(ge=0, le=10_000_000)] = 100
+    """Updates between later checks; 0: none."""
 
 
 class StageBase(Strict):
@@ -163,6 +185,9 @@ class StageBase(Strict):
     """Gradients are scaled down to this norm."""
     max_batch_tokens: Annotated[int, Field(ge=16)] = 8192
     """Most padded positions in one forward; changes memory and speed, never the gradient."""
+    bugs: Bugs = Bugs()
+    max_bad_updates: Annotated[int, Field(ge=1)] = 10
+    """Updates in a row without a finite gradient after which the stage fails."""
     evaluate_every: Annotated[int, Field(ge=0)] = 0
     """Updates between evaluations; 0: only the one that ends the stage."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
@@ -211,6 +236,10 @@ class RLStage(StageBase):
     loss: PolicyLoss = PolicyLoss()
     divergence: Divergence | None = None
     reward: RewardRule = RewardRule()
+    experts: Annotated[int, Field(ge=0, le=64)] = 0
+    """Solutions of the task in each group, 0 to 64; for the loss `mixed_policy` with the credit `with_experts`."""
+    max_unusable: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Share of a batch's verdicts that may be ERROR or ABSTAINED before the stage fails, 0 to 1."""
     critic_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the way that a critic's values go toward a batch's mean reward to go; only the rule `critic` has one."""
     keep_rollouts: Annotated[str, Field(pattern=r"^(all|every:[1-9][0-9]{0,8}|sample:[1-9][0-9]{0,8})$")] = "every:10"
@@ -228,9 +257,21 @@ class RLStage(StageBase):
                 f"problems_per_update x group_size = {rollouts} rollouts are more than {MAX_ROLLOUTS}, "
                 "the most that one batch holds"
             )
+        self._experts_fit()
         if self.problems_per_update < self.updates_per_batch:
             raise ValueError("problems_per_update must be at least updates_per_batch: every update takes whole groups")
         return self
+
+    def _experts_fit(self) -> None:
+        """Raises ValueError unless loss and credit both know of the experts that the stage has."""
+        mixed, credited = self.loss.name == "mixed_policy", self.credit.rule == "with_experts"
+        if mixed != bool(self.experts) or credited != bool(self.experts):
+            raise ValueError(
+                f"experts = {self.experts}, loss.name = '{self.loss.name}', credit.rule = '{self.credit.rule}': "
+                "experts above 0, the loss mixed_policy and the credit with_experts go together"
+            )
+        if credited and self.credit.options.get("experts", 1) != self.experts:
+            raise ValueError(f"credit.options.experts must be {self.experts}, like experts of the stage")
 
 
 Stage = Annotated[TextStage | RLStage, Field(discriminator="kind")]
@@ -254,6 +295,7 @@ class Recipe(Strict):
     task: dict[str, Any]
     """`name` and the settings of a task: see `forkpoint task show NAME`."""
     evaluation: Evaluation = Evaluation()
+    doctor: Doctor = Doctor()
     stage: Annotated[tuple[Stage, ...], Field(min_length=1)]
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 from forkpoint.credit.batch import batch_baseline
 from forkpoint.credit.critic import critic
+from forkpoint.credit.experts import with_experts
 from forkpoint.credit.group import group_mean_std, leave_one_out, max_rl
 from forkpoint.credit.survivors import survivors
 from forkpoint.records import Credit
@@ -21,6 +22,7 @@ CREDIT_RULES: Mapping[str, CreditRule] = MappingProxyType(
         "survivors": survivors,
         "critic": critic,
         "batch_baseline": batch_baseline,
+        "with_experts": with_experts,
     }
 )
 """The credit rules by the name that a recipe uses."""
@@ -34,4 +36,5 @@ __all__ = [
     "leave_one_out",
     "max_rl",
     "survivors",
+    "with_experts",
 ]

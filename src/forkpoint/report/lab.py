@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -55,6 +55,8 @@ class StageCourse:
     steps: tuple[float, ...]
     """Mean hitting times, steps; of a sampled course the mean length of training rollouts, the first edge included."""
     exact: bool
+    parent: str | None = None
+    """The stage whose weights this one began with."""
     probabilities: tuple[Array, ...] = ()
     """At each update the four probabilities by depth [4, K], rows a, b, c, d; none of a sampled course."""
 
@@ -132,9 +134,14 @@ def stage_courses(reader: RunReader) -> list[StageCourse]:
             found.append(_exact_course(reader, stage, slot, folders, ends))
         else:
             updates, lengths = reader.metrics(stage.name, "length")
+            if not len(updates):  # imitation samples only to evaluate
+                updates, lengths = reader.metrics(stage.name, "evaluation_length")
             steps = tuple(1.0 + float(length) for length in lengths)
             found.append(
-                StageCourse(stage=stage.name, slot=slot, updates=tuple(map(int, updates)), steps=steps, exact=False)
+                StageCourse(
+                    stage=stage.name, slot=slot, updates=tuple(map(int, updates)), steps=steps, exact=False,
+                    parent=stage.parent,
+                )
             )
     return found
 
@@ -153,6 +160,7 @@ def _exact_course(
         updates=tuple(update for update, _ in tables),
         steps=tuple(float(solve_table(policy).steps.mean()) for _, policy in tables),
         exact=True,
+        parent=stage.parent,
         probabilities=tuple(mean_probabilities(policy) for _, policy in tables),
     )
 
@@ -172,7 +180,7 @@ def _start(reader: RunReader, stage: StageRecord, graph: PathStar, ends: Mapping
 
 
 def curve_json(courses: Sequence[StageCourse], graph: PathStar, *, about: str, command: str) -> Values:
-    """A run as the curves that `lab figures` draws from a file."""
+    """A run as the curves that `lab figures` draws from a file; stages that follow one another are one curve."""
     curves = [
         {
             "label": course.stage,
@@ -180,9 +188,31 @@ def curve_json(courses: Sequence[StageCourse], graph: PathStar, *, about: str, c
             "updates": list(course.updates),
             "steps": [round(steps, 3) for steps in course.steps],
         }
-        for course in courses
+        for course in chained_courses(courses)
     ]
     return {"format": CURVE_FORMAT, "about": about, "command": command, "graph": shape_of(graph), "curves": curves}
+
+
+def chained_courses(courses: Sequence[StageCourse]) -> list[StageCourse]:
+    """The courses, each stage that alone goes on from another joined to it under the name of the later one."""
+    found: dict[str, StageCourse] = {}
+    parents = [course.parent for course in courses]
+    for course in courses:
+        before = found.get(course.parent) if course.parent is not None else None
+        if before is None or parents.count(course.parent) > 1 or before.exact != course.exact or not course.updates:
+            found[course.stage] = course
+            continue
+        del found[before.stage]
+        # An exact course repeats where its parent ended.
+        first = 1 if course.exact and course.updates[0] == 0 else 0
+        last = before.updates[-1]
+        found[course.stage] = replace(
+            course,
+            updates=before.updates + tuple(last + update for update in course.updates[first:]),
+            steps=before.steps + course.steps[first:],
+            probabilities=before.probabilities + course.probabilities[first:],
+        )
+    return list(found.values())
 
 
 def lab_graph(reader: RunReader) -> tuple[PathStar, str]:

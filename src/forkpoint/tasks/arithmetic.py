@@ -35,6 +35,8 @@ class Settings(TaskSettings):
 
     terms: int = Field(default=5, ge=2, le=12)
     """Numbers in a chain at difficulty 1; 2 to 12."""
+    min_terms: int = Field(default=0, ge=0, le=12)
+    """Numbers in the shortest chain, drawn uniformly up to the longest; 0: all chains are equally long."""
     max_value: int = Field(default=99, ge=9, le=999)
     """No result of a right solution is larger; 9 to 999."""
     max_operand: int = Field(default=9, ge=2, le=99)
@@ -168,13 +170,21 @@ class Arithmetic:
         operations = self.settings.operations
         if len(set(operations)) != len(operations):
             raise TaskError(f"[task] operations = '{operations}' names an operation twice.")
+        if self.settings.min_terms == 1 or self.settings.min_terms > self.settings.terms:
+            raise TaskError(
+                f"[task] min_terms = {self.settings.min_terms} must be 0, or lie in 2 to terms = {self.settings.terms}."
+            )
 
     def problem(self, key: Key, difficulty: float | None = None) -> Problem:
         """A chain drawn from the stream `key`; the split is decided by the chain alone, whatever the settings."""
         dial = self.settings.difficulty if difficulty is None else difficulty
         if not 0 <= dial <= 1:
             raise TaskError(f"difficulty = {dial} must lie in [0, 1].")
-        chain, value = self._chain(key.generator(), 2 + round(dial * (self.settings.terms - 2)))
+        rng = key.generator()
+        terms = 2 + round(dial * (self.settings.terms - 2))
+        if self.settings.min_terms:
+            terms = int(rng.integers(min(self.settings.min_terms, terms), terms + 1))
+        chain, value = self._chain(rng, terms)
         prompt = f"{chain}=?\n"
         return Problem(
             task=self.name,

@@ -4,7 +4,7 @@ Items are made in one child process and answers scored in another, both with a d
 that reads answers makes each item again from its seed and never tells the other what it read.  Seeds are hashes of
 the problem's stream: neighboring seeds of reasoning-gym share their items.  The split is decided by the question.
 An answer is right where the score is 1; partial scores are kept as `score` and pay nothing.  Datasets whose scorer
-runs the answer as a program, rewards anything, or knows no answer are refused.
+runs the answer as a program, rewards anything, or has no fixed answer are refused.
 """
 
 import copy
@@ -31,6 +31,7 @@ from forkpoint.verifiers.worker import Answer, Worker
 
 RUNS_TEXT = "its scorer runs the answer as a program"
 FREE = "its scorer rewards wrong answers in full"
+UNSTABLE = "its reference answers differ from run to run"
 NO_ORACLE = "it has no reference answers"
 UNCHECKED = "it may hold datasets that are refused"
 REFUSED: Mapping[str, str] = MappingProxyType(
@@ -40,12 +41,13 @@ REFUSED: Mapping[str, str] = MappingProxyType(
              "puzzle24", "simple_integration", "spiral_matrix", "string_insertion"),
             RUNS_TEXT,
         ),
-        **dict.fromkeys(("codeio", "complex_arithmetic", "game_of_life_halting"), FREE),
+        **dict.fromkeys(("coin_flip", "complex_arithmetic", "game_of_life_halting"), FREE),
+        "codeio": UNSTABLE,
         **dict.fromkeys(("boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"), NO_ORACLE),
         "composite": UNCHECKED,
     }
 )  # fmt: skip
-"""Datasets that need `unsafe_scorer`, and why."""
+"""Datasets that need `unsafe_scorer`, and why: what `forkpoint audit scorer gym` found (docs/verifiers.md)."""
 SLOW_TO_BUILD = ("arc_agi", "figlet_font", "group_anagrams", "rearc", "spell_backward", "word_ladder")
 """These read word lists when they are built; they are built once and get each item's seed later."""
 MAX_ANSWER = 10_000
@@ -150,6 +152,56 @@ def item_seed(key: Key) -> int:
     return int(key.child("reasoning-gym").hex[:8], 16)
 
 
+def raw_score(problem: Problem, completion: str | None) -> object:
+    """What the dataset of a problem returns for an answer; runs the dataset's own code, so for a child only."""
+    options = str(problem.metadata.get("options", "{}"))
+    dataset, entry = _entry(problem.task.removeprefix("gym:"), options, int(problem.metadata["seed"]))
+    return dataset.score_answer(answer=completion, entry=copy.deepcopy(entry))
+
+
+class Catalogue:
+    """The datasets that are installed and problems of any of them, also of refused ones, for an audit.
+
+    Nothing here scores an answer.  Raises VerifierError without the extra `gym`.
+    """
+
+    def __init__(self, *, timeout_seconds: float = 60.0) -> None:
+        require_gym()
+        self._maker = Worker(f"{__name__}:child", timeout_seconds=timeout_seconds, imports=("reasoning_gym",))
+
+    def close(self) -> None:
+        """Ends the worker."""
+        self._maker.close()
+
+    def names(self) -> tuple[str, ...]:
+        """All datasets, sorted."""
+        return tuple(self._maker.call("describe", "", "{}").value["names"])
+
+    def problems(self, dataset: str, count: int) -> list[Problem]:
+        """Different problems, with the dataset's own settings; fewer where it makes no more.
+
+        Raises TaskError where it makes none.
+        """
+        found: dict[str, Problem] = {}
+        reason = ""
+        for attempt in range(count + ATTEMPTS):
+            seed = item_seed(Key.root(0).child("audit", attempt))
+            made = self._maker.call("items", dataset, "{}", [seed])
+            if made.kind == "ok":
+                question, answer = made.value[0]
+                key = _problem_key(dataset, question)
+                found[key] = Problem(
+                    task=f"gym:{dataset}", key=key, prompt=question, answer=answer or "", metadata={"seed": seed}
+                )
+            else:
+                reason = f"{made.kind}: {made.reason}".partition("\n")[0]
+            if len(found) == count or made.kind == "timeout":
+                break
+        if not found:
+            raise TaskError(f"[task] dataset = '{dataset}' makes no item: {reason}.")
+        return list(found.values())
+
+
 def judge(answer: str, found: Answer) -> Verdict:
     """The verdict on an answer from what the scorer gave back: ERROR where it failed or its score is no number."""
     shown = answer[:MAX_SHOWN]
@@ -160,6 +212,12 @@ def judge(answer: str, found: Answer) -> Verdict:
     correct = score >= 1
     outcome = Outcome.CORRECT if correct else Outcome.WRONG
     return Verdict(outcome=outcome, correct=correct, score=min(1.0, max(0.0, float(score))), answer=shown)
+
+
+def require_gym() -> None:
+    """Nothing; raises VerifierError where the extra `gym` is not installed."""
+    if importlib.util.find_spec("reasoning_gym") is None:
+        raise VerifierError("[task] gym needs the extra `gym`: pip install 'forkpoint[gym]'.")
 
 
 class Gym:
@@ -174,8 +232,7 @@ class Gym:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.name: str = f"gym:{settings.dataset}"
-        if importlib.util.find_spec("reasoning_gym") is None:
-            raise VerifierError("[task] gym needs the extra `gym`: pip install 'forkpoint[gym]'.")
+        require_gym()
         self._options = self._checked_options()
         worker = functools.partial(Worker, f"{__name__}:child", imports=("reasoning_gym",))
         self._maker = worker(timeout_seconds=max(60.0, settings.timeout_seconds))

@@ -3,9 +3,10 @@ r"""`jsonl`: the user's own file of questions and answers.
 Each line is an object: `question` and `answer`, both required, and where wanted `kind` (how answers are compared:
 `number`, `tuple`, `choice`, `latex`, `text`; found from the answer otherwise) and `solution` (a worked text to
 imitate, which must end in the answer).  A rollout's answer is the last `\boxed{...}` after its thinking, else what
-follows `####` or `answer:`, else, for a short text of one line, all of it.
+follows `####` or `answer:`, else, if what follows the thinking is a short text of one line, all of that.
 Numbers, tuples and choices are compared exactly, LaTeX in a worker that can be killed (the extra `math`), texts
-without regard to case, spaces and a full stop.
+without regard to case, spaces and a full stop.  With `verifier = "package.module:function"` your function judges
+instead, in such a worker too.
 """
 
 import json
@@ -23,7 +24,7 @@ from forkpoint.records import Outcome, Problem, Rollout, Verdict
 from forkpoint.seeds import Key, content_hash
 from forkpoint.tasks.protocol import Demonstration
 from forkpoint.tasks.settings import TaskSettings
-from forkpoint.verifiers.answers import THINK_OPEN, final_answer
+from forkpoint.verifiers.answers import THINK_OPEN, after_thinking, final_answer
 from forkpoint.verifiers.exact import (
     MAX_SHOWN,
     bare,
@@ -33,7 +34,8 @@ from forkpoint.verifiers.exact import (
     parse_number,
     parse_tuple,
 )
-from forkpoint.verifiers.mathematics import MathScorer, require_math
+from forkpoint.verifiers.mathematics import TIMEOUT_SECONDS, MathScorer, require_math
+from forkpoint.verifiers.outside import OutsideVerifier, written_rollout
 
 AnswerKind: TypeAlias = Literal["number", "tuple", "choice", "latex", "text"]
 KINDS: tuple[str, ...] = get_args(AnswerKind)
@@ -58,8 +60,10 @@ class Settings(TaskSettings):
     """A longer file is refused."""
     max_characters: int = Field(default=100_000, ge=1)
     """A longer line is refused."""
-    timeout_seconds: float = Field(default=5.0, gt=0, le=600)
-    """Seconds that the comparison of one LaTeX answer may take."""
+    verifier: str = ""
+    """Your own function, `package.module:function`, which judges every rollout of this file; `kind` is then unused."""
+    timeout_seconds: float = Field(default=TIMEOUT_SECONDS, gt=0, le=600)
+    """Seconds that the comparison of one LaTeX answer, or a call of `verifier`, may take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +82,7 @@ def build(settings: Settings) -> "Questions":
     """The task of a file.
 
     Raises TaskError, naming file and line, for a file that cannot be used, and VerifierError where its LaTeX answers
-    need an extra that is not installed.
+    need an extra that is not installed, or where `verifier` cannot be called.
     """
     return Questions(settings)
 
@@ -127,13 +131,13 @@ def _entry(line: bytes, where: str, settings: Settings) -> Entry:
     table = _table(line, where, settings.max_characters)
     for name in table:
         if name not in FIELDS:
-            raise TaskError(unknown_name(f"{where}: key", name, FIELDS))
+            raise TaskError(unknown_name(f"{where}: key", _shown(name), FIELDS))
     question, answer = (_text(table, name, where) for name in ("question", "answer"))
     kind = table.get("kind", settings.kind)
     if kind == "auto":
         kind = guess_kind(answer)
     if kind not in KINDS:
-        raise TaskError(unknown_name(f"{where}: kind", str(kind), KINDS))
+        raise TaskError(unknown_name(f"{where}: kind", _shown(str(kind)), KINDS))
     solution = _text(table, "solution", where) if "solution" in table else None
     return Entry(question=question, answer=answer, kind=kind, solution=solution, where=where)
 
@@ -142,11 +146,13 @@ def _table(line: bytes, where: str, longest: int) -> Mapping[str, Any]:
     if len(line) > 4 * longest:
         raise TaskError(f"{where}: the line is longer than max_characters = {longest}.")
     try:
-        table = json.loads(line.decode("utf-8-sig"))
+        table = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         raise TaskError(f"{where}: byte {error.start + 1} is not UTF-8.") from None
     except json.JSONDecodeError as error:
         raise TaskError(f"{where}: not JSON at column {error.colno}: {error.msg}.") from None
+    except KeyError as error:
+        raise TaskError(f"{where}: the key '{_shown(error.args[0])}' stands there twice.") from None
     except (ValueError, RecursionError):
         raise TaskError(f"{where}: this JSON is nested too deeply or holds too long a number.") from None
     if not isinstance(table, dict):
@@ -154,11 +160,26 @@ def _table(line: bytes, where: str, longest: int) -> Mapping[str, Any]:
     return table
 
 
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs; KeyError with a key that comes twice, of which one value would be lost."""
+    table: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in table:
+            raise KeyError(name)
+        table[name] = value
+    return table
+
+
+def _shown(text: str) -> str:
+    """What a message of one line shows of a text."""
+    return repr(text[:MAX_SHOWN])[1:-1]
+
+
 def _text(table: Mapping[str, Any], name: str, where: str) -> str:
     if name not in table:
         raise TaskError(f"{where}: {name} is missing.")
     value = table[name]
-    if name == "answer" and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if name == "answer" and _is_number(value):
         value = str(value)
     if not isinstance(value, str):
         raise TaskError(f"{where}: {name} must be a text, not {type(value).__name__}.")
@@ -167,6 +188,13 @@ def _text(table: Mapping[str, Any], name: str, where: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise TaskError(f"{where}: {name} holds half a character (a lone surrogate).")
     return value
+
+
+def _is_number(value: object) -> bool:
+    # A whole number may be larger than any float.
+    return (isinstance(value, int) and not isinstance(value, bool)) or (
+        isinstance(value, float) and math.isfinite(value)
+    )
 
 
 def _plain(text: str) -> str:
@@ -183,15 +211,26 @@ class Questions:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._scorer = MathScorer(timeout_seconds=settings.timeout_seconds)
+        self._outside = (
+            OutsideVerifier(settings.verifier, timeout_seconds=settings.timeout_seconds) if settings.verifier else None
+        )
         self._entries = {self._key(entry): entry for entry in read_entries(settings)}
-        if any(entry.kind == "latex" for entry in self._entries.values()):
+        if self._outside is not None:
+            self._outside.check()
+        elif any(entry.kind == "latex" for entry in self._entries.values()):
             require_math()
         for entry in self._entries.values():
             self._check(entry)
-        self._scorer.close()  # it starts again where it is needed
+        self.close()  # workers start again where they are needed
         self._problems = tuple(self._problem(key, entry) for key, entry in self._entries.items())
         self._training = tuple(problem for problem in self._problems if not problem.is_evaluation)
         self._both_splits()
+
+    def close(self) -> None:
+        """Ends the workers; they start again where they are needed."""
+        self._scorer.close()
+        if self._outside is not None:
+            self._outside.close()
 
     def _key(self, entry: Entry) -> str:
         return content_hash(self.name, entry.question)
@@ -211,7 +250,13 @@ class Questions:
             )
 
     def _check(self, entry: Entry) -> None:
-        """The reference answer can be read, and a worked solution ends in it."""
+        """The reference answer can be read, and a worked solution ends in it (is accepted by the user's verifier)."""
+        if self._outside is not None:
+            problem = self._problem(self._key(entry), entry)
+            verdict = self._outside(problem, written_rollout(problem, entry.solution)) if entry.solution else None
+            if verdict is not None and not verdict.correct:
+                raise TaskError(f"{entry.where}: verifier calls the solution {verdict.outcome}: {verdict.reason}.")
+            return
         readers: Mapping[str, Any] = {
             "number": parse_number, "tuple": parse_tuple, "choice": parse_choice, "latex": self._readable,
         }  # fmt: skip
@@ -235,7 +280,9 @@ class Questions:
         return self._problems[int(key.hex, 16) % len(self._problems)]
 
     def verify(self, problem: Problem, rollout: Rollout) -> Verdict:
-        """CORRECT, WRONG, DECLINED or UNPARSEABLE; ERROR where the checker of LaTeX hung, died or raised."""
+        """CORRECT, WRONG, DECLINED or UNPARSEABLE; ERROR where a worker's check hung, died or raised."""
+        if self._outside is not None:
+            return self._outside(problem, rollout)
         return self._judge(rollout.text, problem.answer, str(problem.metadata["kind"]))
 
     def _judge(self, text: str, reference: str, kind: str) -> Verdict:
@@ -293,7 +340,8 @@ class Questions:
 
 
 def _found(text: str) -> str | None:
-    whole = len(text) <= MAX_WHOLE and "\n" not in text.strip()
+    rest = (after_thinking(text) or "").strip()
+    whole = len(rest) <= MAX_WHOLE and "\n" not in rest
     return final_answer(text, whole=whole)
 
 

@@ -4,7 +4,7 @@ The trainer sums components and knows no algorithm: a row's streams of weights s
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -40,34 +40,67 @@ class Objective:
     """What an update minimizes: a policy-gradient loss, cross-entropy, a divergence, or a sum of them."""
 
     policy_loss: Loss | None = None
+    experts: bool = False
+    """Whether `policy_loss` takes the tokens of an expert too."""
     imitation: bool = False
     reference: Reference | None = None
     temperature: float = 1.0
 
 
-def accumulate(policy: Policy, rows: Sequence[Row], objective: Objective, *, max_tokens: int) -> dict[str, float]:
+def accumulate(
+    policy: Policy,
+    rows: Sequence[Row],
+    objective: Objective,
+    *,
+    max_tokens: int,
+    split: Sequence[Sequence[int]] | None = None,
+) -> dict[str, float]:
     """Adds the gradient of the whole update to the parameters; returns sums over the micro-batches.
 
     Rows that carry no weight and no advantage are skipped: their gradient is zero, and the denominators already
     count them.  Rows that share a prompt share its computation.  Returned: `loss`, `trained_tokens`, `padding_share`,
     `entropy_sum` (nats) and the losses' own sums; `mismatch_max` is the largest |log pi - log mu| (nats), 0 for text.
+
+    `split` names the rows of each micro-batch by their places, instead of buckets of at most `max_tokens` padded
+    positions; a micro-batch may be empty.  No split changes the gradient: the rows hold their global weights.
+
+    Raises:
+        ValueError: `split` leaves a row out or names one twice.
     """
     places = [place for place, row in enumerate(rows) if len(row.tokens) and _has_gradient(row, objective)]
     sums: dict[str, float] = defaultdict(float)
-    buckets: list[list[int]] = []
-    for chunk in prompt_chunks(rows, places, max_tokens=max_tokens):
+    done: list[list[int]] = []
+    for chunk, buckets in _chunks(rows, places, max_tokens=max_tokens, split=split):
         table = pad_prompts([rows[place] for place in chunk], device=policy.device)
         with policy.prompts_once(table) as score, _reference_scores(objective, table) as anchor:
-            for bucket in length_buckets([len(rows[place].tokens) for place in chunk], max_tokens=max_tokens):
-                buckets.append([chunk[place] for place in bucket])
-                batch = pad_rows(rows, buckets[-1], table=table, device=policy.device)
+            for bucket in buckets:
+                batch = pad_rows(rows, bucket, table=table, device=policy.device)
                 found = _backward(batch, score, anchor, objective)
                 worst = max(sums["mismatch_max"], found.pop("mismatch_max"))
                 for name, value in found.items():
                     sums[name] += value
                 sums["mismatch_max"] = worst
+        done += buckets
     lengths = [len(row.tokens) for row in rows]
-    return {"mismatch_max": 0.0, **sums, "padding_share": padding_share(lengths, buckets) if buckets else 0.0}
+    return {"mismatch_max": 0.0, **sums, "padding_share": padding_share(lengths, done) if done else 0.0}
+
+
+def _chunks(
+    rows: Sequence[Row], places: Sequence[int], *, max_tokens: int, split: Sequence[Sequence[int]] | None
+) -> Iterator[tuple[list[int], list[list[int]]]]:
+    """The places that share one table of prompts, and their micro-batches."""
+    if split is None:
+        for chunk in prompt_chunks(rows, places, max_tokens=max_tokens):
+            buckets = length_buckets([len(rows[place].tokens) for place in chunk], max_tokens=max_tokens)
+            yield chunk, [[chunk[place] for place in bucket] for bucket in buckets]
+        return
+    if sorted(place for part in split for place in part) != list(range(len(rows))):
+        raise ValueError(f"accumulate: split must name each of the {len(rows)} rows once.")
+    kept = set(places)
+    for part in split:
+        chunk = [place for place in part if place in kept]
+        if chunk:
+            yield chunk, [chunk]
 
 
 def _reference_scores(objective: Objective, table: PromptTable) -> AbstractContextManager[Scorer | None]:
@@ -91,7 +124,9 @@ def _backward(batch: TokenBatch, score: Scorer, anchor: Scorer | None, objective
     sums["trained_tokens"] = float(batch.loss_mask.sum())
     sums["mismatch_max"] = 0.0
     if objective.policy_loss is not None:
-        gap = (logprobs.detach() - batch.behavior_logprobs).abs().masked_fill(~batch.loss_mask, 0.0)
+        # An expert's tokens have no behavior policy.
+        sampled = batch.loss_mask & (batch.expert_weights == 0)
+        gap = (logprobs.detach() - batch.behavior_logprobs).abs().masked_fill(~sampled, 0.0)
         sums["mismatch_max"] = float(gap.max())
     return sums
 
@@ -108,7 +143,8 @@ def _components(
 ) -> list[tuple[str, LossOutput]]:
     parts: list[tuple[str, LossOutput]] = []
     if objective.policy_loss is not None:
-        output = objective.policy_loss(logprobs, batch.behavior_logprobs, batch.advantages, batch.policy_weights)
+        terms = (logprobs, batch.behavior_logprobs, batch.advantages, batch.policy_weights)
+        output = objective.policy_loss(*terms, *([batch.expert_weights] if objective.experts else []))
         parts.append(("policy", output))
     if objective.imitation:
         parts.append(("imitation", cross_entropy(logprobs, batch.imitation_weights)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from forkpoint.batching import Row, text_row
+from forkpoint.bugs import with_bugs
 from forkpoint.config.recipe import TextStage
 from forkpoint.losses import token_weights
 from forkpoint.policies.protocol import Policy
@@ -37,7 +38,7 @@ class TextTraining:
     def unit(self, update: int) -> list[Step]:
         """The one step of this update."""
         began = time.perf_counter()
-        rows = weighted_rows(self.draw(update))
+        rows = with_bugs(weighted_rows(self.draw(update)), self.stage.bugs)
         sums = accumulate(self.policy, rows, Objective(imitation=True), max_tokens=self.stage.max_batch_tokens)
         changes = self.optimization.step(update)
         seconds = time.perf_counter() - began

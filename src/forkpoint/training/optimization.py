@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from forkpoint.config.recipe import StageBase
-from forkpoint.errors import CheckpointError
+from forkpoint.errors import CheckpointError, TrainingError
 
 FILE = "trainer.safetensors"
 """Moments of the optimizer, beside the model in a checkpoint."""
@@ -44,6 +44,8 @@ class Optimization:
             betas=stage.betas,
         )
 
+        self._bad = 0
+
     @property
     def parameters(self) -> list[Tensor]:
         """What is trained."""
@@ -53,6 +55,9 @@ class Optimization:
         """Takes one step on the accumulated gradients; a gradient that is not finite is dropped and counted.
 
         A parameter that no row reached has the gradient 0: skipping a backward pass changes no step.
+
+        Raises:
+            TrainingError: as many in a row were not finite as the stage allows.
         """
         for parameter in self.parameters:
             if parameter.grad is None:
@@ -60,6 +65,12 @@ class Optimization:
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self._stage.max_grad_norm).detach())
         rate = learning_rate(self._stage, update)
         finite = math.isfinite(norm)
+        self._bad = 0 if finite else self._bad + 1
+        if self._bad >= self._stage.max_bad_updates:
+            raise TrainingError(
+                f"stage '{self._stage.name}', update {update}: {self._bad} updates in a row without a finite gradient "
+                f"(max_bad_updates = {self._stage.max_bad_updates}); a lower learning_rate or max_grad_norm may help."
+            )
         if finite:
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
@@ -72,10 +83,13 @@ class Optimization:
         return {"grad_norm": 0.0, "learning_rate": learning_rate(self._stage, update), "skipped": 1.0}
 
     def save(self, folder: Path, *, weights: bool) -> None:
-        """Writes the moments; with `weights` also the trained parameters (adapters, which the model folder lacks)."""
+        """Writes the moments; with `weights` also the trained parameters (adapters, which the model folder lacks).
+
+        Before the first step they are written as the zeros that they stand for, so that none can be missing.
+        """
         tensors: dict[str, Tensor] = {}
         for name, parameter in self._named:
-            for key, value in self._optimizer.state.get(parameter, {}).items():
+            for key, value in (self._optimizer.state.get(parameter) or _fresh(parameter)).items():
                 tensors[f"{key}:{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
             if weights:
                 tensors[f"weight:{name}"] = parameter.detach().cpu().contiguous()
@@ -85,24 +99,28 @@ class Optimization:
         """Restores what `save` wrote.
 
         Raises:
-            CheckpointError: a tensor is missing, has another shape, or belongs to no parameter.
+            CheckpointError: a tensor is missing, has another shape or type, or belongs to no parameter.
         """
         try:
             tensors = load_file(folder / FILE)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{folder / FILE} cannot be read: {str(error).splitlines()[0]}") from None
-        moments = _MOMENTS if any(not name.startswith("weight:") for name in tensors) else ()
         for name, parameter in self._named:
-            found = {}
-            for key in (*moments, *(("weight",) if weights else ())):
+            found, fresh = {}, {**_fresh(parameter), "weight": parameter}
+            for key in (*_MOMENTS, *(("weight",) if weights else ())):
                 value = tensors.pop(f"{key}:{name}", None)
-                if value is None or (key != "step" and value.shape != parameter.shape):
+                if value is None or (value.shape, value.dtype) != (fresh[key].shape, fresh[key].dtype):
                     raise CheckpointError(f"{folder / FILE}: {key} of {name} is missing or does not fit the model.")
                 found[key] = value if key == "step" else value.to(parameter.device)
             if weights:
                 with torch.no_grad():
                     parameter.copy_(found.pop("weight"))
-            if found:
-                self._optimizer.state[parameter] = found
+            self._optimizer.state[parameter] = found
         if tensors:
             raise CheckpointError(f"{folder / FILE} holds {next(iter(tensors))}, which the model does not have.")
+
+
+def _fresh(parameter: Tensor) -> dict[str, Tensor]:
+    """The moments of a parameter before its first step."""
+    zeros = torch.zeros_like(parameter, requires_grad=False)
+    return {"step": torch.zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from forkpoint.batching import Row, sampled_row
+from forkpoint.bugs import with_bugs
 from forkpoint.config.recipe import RLStage
 from forkpoint.credit import CreditRule
 from forkpoint.losses import Loss, token_weights
@@ -20,9 +21,11 @@ from forkpoint.seeds import Key
 from forkpoint.tasks.protocol import Task, split_problems
 from forkpoint.training.components import Objective, Reference, accumulate
 from forkpoint.training.critic import Critic
+from forkpoint.training.experts import expert_rows
 from forkpoint.training.optimization import Optimization
 from forkpoint.training.rollouts import SamplePlan, judged_groups
 from forkpoint.training.unit import Step
+from forkpoint.verifiers.breaker import check_share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +52,7 @@ class RLTraining:
         began = time.perf_counter()
         groups, metrics = self._judged(update)
         batch = Batch(groups=tuple(groups), update=update)
-        batch = _rewarded(batch, self.probe, self.stage)
+        batch = rewarded(batch, self.probe, self.stage)
         credits = self.credit_rule(batch, self.probe, **self.stage.credit.options) if batch.groups else []
         if len(credits) != len(batch.rollouts):
             raise ValueError(
@@ -93,45 +96,68 @@ class RLTraining:
             temperature=stage.temperature,
         )
         groups = judged_groups(self.probe, self.task, self.policy.texts, problems, plan)
+        # What could be judged is no fair sample of what was sampled.
+        check_share([verdict for group in groups for verdict in group.verdicts], limit=stage.max_unusable)
         metrics = _rollout_metrics(groups)
-        kept = [_usable(group, drop_truncated=stage.truncated == "drop") for group in groups]
+        kept = [usable(group, drop_truncated=stage.truncated == "drop") for group in groups]
         return [group for group in kept if len(group.rollouts) > 1], metrics
 
     def _update(self, update: int, groups: Sequence[Group], credits: Sequence[Credit]) -> dict[str, float]:
-        rows = self._rows(groups, credits)
+        rows = self.rows(groups, credits)
         if not rows:
             return self.optimization.skip(update)
-        objective = Objective(policy_loss=self._loss, reference=self.reference, temperature=self.stage.temperature)
-        sums = accumulate(self.policy, rows, objective, max_tokens=self.stage.max_batch_tokens)
+        sums = accumulate(self.policy, rows, self.objective, max_tokens=self.stage.max_batch_tokens)
         changes = self.optimization.step(update)
         return {**_loss_metrics(sums), **changes}
 
     def _loss(self, *terms: Any) -> Any:  # noqa: ANN401
         return self.policy_loss(*terms, **self.stage.loss.options)
 
-    def _rows(self, groups: Sequence[Group], credits: Sequence[Credit]) -> list[Row]:
+    @property
+    def objective(self) -> Objective:
+        """What an update minimizes."""
+        return Objective(
+            policy_loss=self._loss, experts=bool(self.stage.experts), reference=self.reference,
+            temperature=self.stage.temperature,
+        )  # fmt: skip
+
+    def rows(self, groups: Sequence[Group], credits: Sequence[Credit]) -> list[Row]:
         """Rows with their global weights: counted once over the whole update, before any split."""
+        stage = self.stage
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         prompt_ids = [place for place, group in enumerate(groups) for _ in group.rollouts]
+        experts = expert_rows(self.task, self.policy.texts, groups, stage.experts)
+        prompt_ids += [place for place in range(len(groups)) for _ in range(stage.experts)]
         weights = token_weights(
-            [rollout.loss_mask for rollout in rollouts],
+            [*(rollout.loss_mask for rollout in rollouts), *(row.loss_mask for row in experts)],
             prompt_ids,
-            aggregation=self.stage.aggregation,
-            constant_length=self.stage.max_new_tokens,
+            aggregation=stage.aggregation,
+            constant_length=stage.max_new_tokens,
         )
-        charge = self.stage.divergence.coefficient if self.stage.divergence else 0.0
-        share = charge if self.reference and self.reference.kind == "token_k2" else charge / max(1, len(rollouts))
-        return [
+        charge = stage.divergence.coefficient if stage.divergence else 0.0
+        by_token = self.reference is not None and self.reference.kind == "token_k2"
+        share = charge if by_token else charge / max(1, len(rollouts))
+        rows = [
             replace(
                 sampled_row(SampledExample(rollout=rollout, credit=credit)),
                 policy_weights=weight,
                 divergence_weight=share,
             )
-            for rollout, credit, weight in zip(rollouts, credits, weights, strict=True)
+            for rollout, credit, weight in zip(rollouts, credits, weights[: len(rollouts)], strict=True)
         ]
+        rows += [
+            replace(row, expert_weights=weight) for row, weight in zip(experts, weights[len(rollouts) :], strict=True)
+        ]
+        return with_bugs(
+            rows,
+            stage.bugs,
+            aggregation=stage.aggregation,
+            constant_length=stage.max_new_tokens,
+            token_divergence=by_token,
+        )
 
 
-def _usable(group: Group, *, drop_truncated: bool) -> Group:
+def usable(group: Group, *, drop_truncated: bool) -> Group:
     """The group without rollouts that never become a reward."""
     kept = [
         (rollout, verdict)
@@ -141,7 +167,8 @@ def _usable(group: Group, *, drop_truncated: bool) -> Group:
     return replace(group, rollouts=tuple(pair[0] for pair in kept), verdicts=tuple(pair[1] for pair in kept))
 
 
-def _rewarded(batch: Batch, probe: Probe, stage: RLStage) -> Batch:
+def rewarded(batch: Batch, probe: Probe, stage: RLStage) -> Batch:
+    """The batch with one reward for each rollout."""
     rewards = iter(
         outcome_rewards(batch, probe, length_penalty=stage.reward.length_penalty, max_new_tokens=stage.max_new_tokens)
     )

@@ -1,8 +1,9 @@
 r"""Exact comparison of short answers: integers, fractions, decimals, tuples, choice letters.
 
 What is read as a number (ASCII only, at most `MAX_LENGTH` characters, exponents of at most `MAX_EXPONENT`):
-`12`, `-12`, `+12`, `1,234,567`, `0.5`, `.5`, `5.`, `1.2e-3`, `3/4`, `\frac{3}{4}` (also `\dfrac`, `\tfrac`),
-each also between dollar signs or with a full stop behind it.
+`12`, `-12`, `+12`, `1,234,567`, `0.5`, `.5`, `5.`, `1.2e-3`, `3/4`, `\frac{3}{4}` (also `\dfrac`, `\tfrac`, and
+with the sign above the line), each also between dollar signs, in `\text{}` or `**bold**`, or with a full stop behind
+it.  The typographic minus U+2212 is read as `-`.
 Commas are thousands separators only in groups of three: `1,23` is no number.  Between brackets a comma always
 separates: `(1,234)` is a pair.  Refused: digits of other scripts, `nan`, `inf`, `1/0`, underscores.
 """
@@ -27,10 +28,13 @@ MAX_SHOWN = 200
 """Characters of an answer that a verdict keeps."""
 DECLINED_FORMS = ("i don't know", "i do not know", "unknown")
 CHOICES = "ABCDEFGHIJ"
+MINUS = "\u2212"
+"""The minus sign of typography, which models write too; a dash is none."""
 
 _WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 _DECIMAL = re.compile(rf"([+-]?(?:{_WHOLE}(?:\.[0-9]*)?|\.[0-9]+))(?:[eE]([+-]?[0-9]{{1,6}}))?")
-_RATIO = re.compile(rf"([+-]?)(?:({_WHOLE}) ?/ ?({_WHOLE})|\\[dt]?frac\{{({_WHOLE})\}}\{{({_WHOLE})\}})")
+_RATIO = re.compile(rf"([+-]?)(?:({_WHOLE}) ?/ ?({_WHOLE})|\\[dt]?frac\{{([+-]?)({_WHOLE})\}}\{{({_WHOLE})\}})")
+_WRAPPED = re.compile(r"\*\*([^*]{1,200})\*\*|\\(?:text|textbf|mathrm|mathbf)\{([^{}]{1,200})\}")
 _CHOICE = re.compile(r"\(?([A-Za-z])[).:]?")
 _BRACKETS = ("()", "[]", "[)", "(]")
 
@@ -47,6 +51,14 @@ def bare(text: str) -> str:
     return text
 
 
+def _plain(text: str) -> str:
+    r"""The bare text out of bold and `\text`, its minus signs written `-`."""
+    text = bare(text)
+    if found := _WRAPPED.fullmatch(text):
+        text = bare(found[1] or found[2])
+    return text.replace(MINUS, "-")
+
+
 def _decimal(mantissa: str, exponent: int) -> Fraction:
     return Fraction(mantissa.replace(",", "")) * Fraction(10) ** exponent
 
@@ -61,14 +73,14 @@ def parse_number(text: str) -> Fraction | None:
     """
     if len(text) > MAX_LENGTH:
         return None
-    text = bare(text)
+    text = _plain(text)
     if match := _DECIMAL.fullmatch(text):
         exponent = int(match[2] or 0)
         return _decimal(match[1], exponent) if abs(exponent) <= MAX_EXPONENT else None
     if match := _RATIO.fullmatch(text):
-        above = int((match[2] or match[4]).replace(",", ""))
-        below = int((match[3] or match[5]).replace(",", ""))
-        sign = -1 if match[1] == "-" else 1
+        above = int((match[2] or match[5]).replace(",", ""))
+        below = int((match[3] or match[6]).replace(",", ""))
+        sign = -1 if (match[1] == "-") != (match[4] == "-") else 1
         return Fraction(sign * above, below) if below else None
     return None
 
@@ -81,7 +93,7 @@ def parse_tuple(text: str) -> tuple[str, tuple[Fraction, ...]] | None:
     """
     if len(text) > MAX_LENGTH * MAX_ITEMS:
         return None
-    text = bare(text)
+    text = _plain(text)
     brackets = text[:1] + text[-1:]
     if brackets in _BRACKETS:
         text = text[1:-1]
@@ -98,7 +110,7 @@ def parse_choice(text: str, *, choices: str = CHOICES) -> str | None:
     >>> parse_choice("(b)"), parse_choice("Z"), parse_choice("A or B")
     ('B', None, None)
     """
-    match = _CHOICE.fullmatch(bare(text)) if len(text) <= MAX_LENGTH else None
+    match = _CHOICE.fullmatch(_plain(text)) if len(text) <= MAX_LENGTH else None
     letter = match[1].upper() if match else ""
     return letter if letter and letter in choices else None
 

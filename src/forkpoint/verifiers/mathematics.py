@@ -19,6 +19,8 @@ from forkpoint.verifiers.worker import Worker
 MAX_LENGTH = 1000
 """Characters of an answer that is still read."""
 FLOAT_DIGITS = 12
+TIMEOUT_SECONDS = 1.5
+"""Of one comparison; an honest one takes a few milliseconds."""
 
 _SPACING = re.compile(r"\\[!,;: ]|\\(?:left|right|displaystyle)(?![A-Za-z])|\$|~")
 _GROUPED = re.compile(r"(?<=[0-9])\{,\}(?=[0-9]{3})")
@@ -121,10 +123,16 @@ class MathScorer:
     `timeout_seconds` bounds one comparison, `memory_bytes` the address space of the worker.
     """
 
-    def __init__(self, *, timeout_seconds: float = 5.0, memory_bytes: int = 2 << 30) -> None:
+    def __init__(self, *, timeout_seconds: float = TIMEOUT_SECONDS, memory_bytes: int = 2 << 30) -> None:
         self._worker = Worker(
             f"{__name__}:compare", timeout_seconds=timeout_seconds, memory_bytes=memory_bytes, imports=("math_verify",)
         )
+
+    def start(self) -> None:
+        """Starts the worker where it does not live and warms it up, so that no answer waits.  Raises VerifierError."""
+        require_math()
+        if not self._worker.is_alive:
+            self._worker.call("x+1", "1+x")
 
     def close(self) -> None:
         """Ends the worker."""

@@ -2,9 +2,10 @@
 
 The child is started by spawning an interpreter, never by forking this one.  Requests and answers are lines of JSON on
 two private pipes; the standard streams of the child lead nowhere, and an answer counts only with the nonce of its
-request.  A child that is late, dies, or runs out of memory is killed with its process group; the next call starts a
-fresh one.  It gets no environment variables beside those listed here, writes no file contents, and, where the kernel
-allows, has no network.  It is no sandbox: it can read files, so code that runs text as a program must not be let in.
+request.  A child that is late, dies, or runs out of memory is killed with all processes that it started; a fresh one
+is asked once more where the fault may have been an earlier call's.  A child gets no environment variables beside those
+listed here, writes no file contents, and, where the kernel allows, has no network.  It is no sandbox: it can read
+files, so code that runs text as a program must not be let in.
 """
 
 import ctypes
@@ -22,6 +23,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from forkpoint.errors import VerifierError
@@ -42,6 +44,7 @@ RAISED = (
 )  # fmt: skip
 """What a function may raise and go on living; anything else is reported too, but ends the child."""
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +71,9 @@ class Worker:
     """Calls `module:function` in a child process; arguments and results must be JSON.
 
     `timeout_seconds` bounds a call, `start_seconds` the start with the imports of the function and of `imports`,
-    `memory_bytes` the address space of the child.  The child lives from the first call to `close`, to the end of this
-    object or of this process, or to the first answer that is not `ok` or `error`.  One call at a time.
+    `memory_bytes` the address space of the child, which starts in `folder` (this process's own without it).  The child
+    lives from the first call to `close`, to the end of this object or of this process, or to the first answer that is
+    not `ok` or `error`.  One call at a time.
     """
 
     def __init__(
@@ -80,12 +84,14 @@ class Worker:
         memory_bytes: int = 2 << 30,
         imports: Sequence[str] = (),
         start_seconds: float = 120.0,
+        folder: Path | None = None,
     ) -> None:
         self.target = target
         self.timeout_seconds = timeout_seconds
         self.memory_bytes = memory_bytes
         self.imports = tuple(imports)
         self.start_seconds = start_seconds
+        self.folder = folder
         self._child: _Child | None = None
         self._owner = os.getpid()
 
@@ -101,6 +107,11 @@ class Worker:
         return None if self._child is None else self._child.process.pid
 
     @property
+    def is_alive(self) -> bool:
+        """Whether a child waits for the next call."""
+        return self._child is not None
+
+    @property
     def has_network(self) -> bool:
         """Whether the child can reach the network; starts it.  Raises VerifierError when it cannot start."""
         return self._started().has_network
@@ -108,12 +119,14 @@ class Worker:
     def call(self, *arguments: object) -> Answer:
         """The function's answer to these arguments.  Raises VerifierError when no child can be started.
 
-        A child that ran out of memory after earlier calls is replaced and asked once more, so that what it had kept
-        from those cannot decide.
+        A child that died is replaced and asked once more: it may have been killed from outside, or between two calls.
+        So is one that ran out of memory after earlier calls, so that what it had kept from those cannot decide.
+        A late one is not: the second wait would be as long as the first.
         """
         served = self._started().served
         answer = self._ask(arguments)
-        return self._ask(arguments) if answer.kind == "oom" and served else answer
+        again = answer.kind == "crash" or (answer.kind == "oom" and served)
+        return self._ask(arguments) if again else answer
 
     def close(self) -> None:
         """Kills the child; the next call starts a fresh one."""
@@ -164,7 +177,7 @@ def _spawn(worker: Worker) -> _Child:
     try:
         process = subprocess.Popen(
             [*command, json.dumps(settings)], stdin=quiet, stdout=quiet, stderr=quiet, env=_environment(),
-            pass_fds=(child_requests, child_replies), start_new_session=True,
+            cwd=worker.folder, pass_fds=(child_requests, child_replies), start_new_session=True,
         )  # fmt: skip
     except OSError as error:
         os.close(requests)
@@ -186,11 +199,30 @@ def _environment() -> dict[str, str]:
 def _kill(process: subprocess.Popen[bytes], pipes: tuple[int, int], owner: int) -> None:
     if os.getpid() != owner:
         return
+    started = descendants(process.pid)
     with suppress(ProcessLookupError, PermissionError):  # it is gone already
         os.killpg(process.pid, signal.SIGKILL)
+    for pid in started:  # those that left the group
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
     for pipe in pipes:
         os.close(pipe)
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process started, and theirs in turn, which still run; none where there is no `/proc`."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            state, parent = entry.read_text(errors="replace").rpartition(")")[2].split()[:2]
+            if state != "Z":
+                children.setdefault(int(parent), []).append(int(entry.parent.name))
+    found, waiting = [], [pid]
+    while waiting:
+        waiting = [child for one in waiting for child in children.get(one, ())]
+        found += waiting
+    return found
 
 
 def _exchange(child: _Child, message: bytes, deadline: float) -> tuple[Kind, bytes]:
@@ -261,6 +293,12 @@ def _leave_network() -> bool:
     return unshare(CLONE_NEWNET) == 0 or unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0
 
 
+def _adopt_orphans() -> None:
+    """What a descendant leaves behind becomes a child of this process, so it can be found and killed."""
+    with suppress(AttributeError, OSError):  # not Linux
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def _load(target: str, imports: Sequence[str]) -> Callable[..., Any]:
     module, _, name = target.partition(":")
     for other in imports:
@@ -317,6 +355,7 @@ def main(arguments: Sequence[str]) -> None:
     replies = _Replies(int(replies_pipe))
     _limit(resource.RLIMIT_AS, settings["memory"])
     _limit(resource.RLIMIT_CORE, 0)
+    _adopt_orphans()
     try:
         function = _load(target, settings["imports"])
     except (*RAISED, MemoryError) as error:

@@ -1,0 +1,217 @@
+"""`forkpoint audit`: `audit scorer` runs the attack battery on a verifier or a reward function."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from forkpoint.cli.options import Json, Positive, Settings
+from forkpoint.cli.output import print_json, print_table
+from forkpoint.errors import ForkpointError, RecipeError, unknown_name
+
+app = App(name="audit", help="Attack a scorer before a model does.")
+
+GYM_FAULTS = ("control", "accepted", "hedge", "hung", "effect")
+FUNCTION_FAULTS = ("control", "accepted", "hedge", "paid", "raised", "hung", "effect")
+
+
+@app.command
+def scorer(
+    name: str,
+    /,
+    *,
+    set_: Settings = (),
+    task: Annotated[str, Parameter(show_default=False)] = "",
+    problems: Positive = 3,
+    seconds: Annotated[float, Parameter(validator=Number(gt=0, lte=60))] = 2.0,
+    fail_on: Annotated[str, Parameter(show_default=False)] = "",
+    only: Annotated[str, Parameter(show_default=False)] = "",
+    json_: Json = False,
+) -> int:
+    """What a scorer pays for that is no right answer, and what else happens; exits 1 unless it is clean.
+
+    Parameters
+    ----------
+    name
+        A task, gym:DATASET, gym for a table of all datasets, or package.module:function of your own.
+    set_
+        key=value: a setting of the task; may be repeated.
+    task
+        For a function of your own: the task whose problems it is tried on; sums of two numbers without it.
+    problems
+        How many problems each attack is tried on.
+    seconds
+        A call that takes longer hangs.
+    fail_on
+        Faults that count, with commas between: control, accepted, hedge, tail, paid, raised, hung, effect.
+        Without it all; for a function all but tail; for jsonl all but raised, since its worker's deadline is an
+        ERROR; for gym all but tail, paid and raised, since its adapter pays for a score of 1 only.
+    only
+        For gym: datasets, with commas between.
+    json_
+        Print as JSON.
+    """
+    from forkpoint.audits import audit_scorer
+
+    if name == "gym":
+        return _table(only, problems=problems, seconds=seconds, fail_on=_faults(fail_on, GYM_FAULTS), as_json=json_)
+    if only:
+        raise RecipeError("--only goes with the name gym.")
+    subject, usual = _subject(name, set_, task, problems)
+    counted = _faults(fail_on, usual)
+    audit = audit_scorer(subject, timeout_seconds=seconds)
+    if json_:
+        print_json(_as_table(audit, counted) | {"attacks": [asdict(result) for result in audit.results]})
+    else:
+        _print_audit(audit, counted)
+    return 0 if audit.is_clean(counted) else 1
+
+
+def _faults(text: str, usual: Sequence[str]) -> tuple[str, ...]:
+    from forkpoint.audits import FAULTS
+
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    for name in names:
+        if name not in FAULTS:
+            raise RecipeError(unknown_name("--fail-on", name, FAULTS))
+    return names or tuple(usual)
+
+
+def _subject(name: str, settings: Sequence[str], task: str, count: int) -> tuple[Any, tuple[str, ...]]:
+    """The scorer of a name with its problems, and the faults that count for it."""
+    from forkpoint.assembly import TASKS
+    from forkpoint.audits import FAULTS, Subject, sums
+
+    if name.startswith("gym:"):
+        with _catalogue() as catalogue:
+            dataset = _known(name.removeprefix("gym:"), catalogue.names())
+            return _dataset(catalogue, dataset, count), GYM_FAULTS
+    if name not in TASKS and ":" not in name:
+        raise RecipeError(unknown_name("scorer", name, [*TASKS, "gym:DATASET", "package.module:function"]))
+    if name not in TASKS:
+        items = _items(_table_of(task, settings), count) if task else sums(count)
+        return Subject(name=name, target=name, items=items), FUNCTION_FAULTS
+    if task:
+        raise RecipeError("--task goes with a function of your own.")
+    table = _table_of(name, settings)
+    items = _items(table, count)
+    made = {key: value for key, value in table.items() if key != "name"}
+    if isinstance(made.get("path"), str):
+        made["path"] = str(Path.cwd() / made["path"])
+    target = f"{TASKS[name]}:build"
+    own_worker = name == "jsonl"
+    counted = tuple(fault for fault in FAULTS if not (own_worker and fault == "raised"))
+    return Subject(name=name, target=target, items=items, settings=made, own_worker=own_worker), counted
+
+
+def _table_of(name: str, settings: Sequence[str]) -> dict[str, Any]:
+    from forkpoint.config.load import override_table
+
+    return dict(override_table({"name": name}, settings))
+
+
+def _items(table: dict[str, Any], count: int) -> tuple[Any, ...]:
+    """Problems of a task, each with its solution and that of the next."""
+    from forkpoint.assembly import build_task
+    from forkpoint.audits import Item
+    from forkpoint.seeds import Key
+
+    task = build_task(table, folder=Path.cwd())
+    problems = [task.problem(Key.root(0).child("audit", index)) for index in range(count + 1)]
+    texts = [task.solve(problem) for problem in problems]
+    return tuple(
+        Item(problem=problem, right=text, other=other if other != text else "")
+        for problem, text, other in zip(problems, texts, texts[1:], strict=False)
+    )
+
+
+def _catalogue() -> Any:  # noqa: ANN401
+    from contextlib import closing
+
+    from forkpoint.tasks.gym import Catalogue
+
+    return closing(Catalogue())
+
+
+def _known(dataset: str, names: Sequence[str]) -> str:
+    if dataset not in names:
+        raise RecipeError(unknown_name("dataset of gym", dataset, names))
+    return dataset
+
+
+def _dataset(catalogue: Any, dataset: str, count: int) -> Any:  # noqa: ANN401
+    """The raw scorer of a dataset."""
+    from forkpoint.audits import Item, Subject
+
+    made = catalogue.problems(dataset, count + 1)
+    items = tuple(
+        Item(problem=problem, right=problem.answer, other=other.answer if other.answer != problem.answer else "")
+        for problem, other in zip(made, [*made[1:], made[0]], strict=True)
+    )[:count]
+    return Subject(name=f"gym:{dataset}", target="forkpoint.tasks.gym:raw_score", items=items)
+
+
+def _table(only: str, *, problems: int, seconds: float, fail_on: Sequence[str], as_json: bool) -> int:
+    rows = []
+    for row in _rows(only, problems, seconds, fail_on):
+        rows.append(row)
+        print(f"{row['name']}: {row['verdict']}", file=sys.stderr, flush=True)
+    if as_json:
+        print_json({"scorers": rows, "fail_on": list(fail_on)})
+    else:
+        cells = [[row["name"], row["verdict"], _number(row["highest"]), row["why"]] for row in rows]
+        print_table(["scorer", "verdict", "highest", "about"], cells)
+    return 0 if all(row["verdict"] == "clean" for row in rows) else 1
+
+
+def _rows(only: str, problems: int, seconds: float, fail_on: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """One row a dataset; one that cannot even be asked is refused too."""
+    from forkpoint.audits import audit_scorer
+
+    with _catalogue() as catalogue:
+        names = catalogue.names()
+        for dataset in [_known(part.strip(), names) for part in only.split(",") if part.strip()] or names:
+            try:
+                audit = audit_scorer(_dataset(catalogue, dataset, problems), timeout_seconds=seconds)
+            except ForkpointError as error:
+                yield {"name": f"gym:{dataset}", "verdict": "refuse", "why": str(error), "highest": None, "faults": {}}
+            else:
+                yield _as_table(audit, fail_on)
+
+
+def _as_table(audit: Any, fail_on: Sequence[str]) -> dict[str, Any]:  # noqa: ANN401
+    wrong = [result.highest for result in audit.results[1:] if result.highest is not None]
+    return {
+        "name": audit.name,
+        "verdict": "clean" if audit.is_clean(fail_on) else "refuse",
+        "why": audit.why(fail_on),
+        "highest": max(wrong, default=None),
+        "faults": {fault: list(attacks) for fault, attacks in audit.faults.items()},
+        "problems": audit.problems,
+        "network": audit.network,
+        "variables": list(audit.variables),
+    }
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _print_audit(audit: Any, fail_on: Sequence[str]) -> None:  # noqa: ANN401
+    """The table of one scorer and its verdict."""
+    rows = [
+        [
+            result.attack, _number(result.highest), f"{result.accepted}/{result.calls}", str(result.raised or ""),
+            str(result.hung or ""), "; ".join([*result.faults, *result.effects, *filter(None, [result.example])]),
+        ]
+        for result in audit.results
+    ]  # fmt: skip
+    print_table(["attack", "highest", "correct", "exceptions", "hangs", "about"], rows)
+    network = "a network" if audit.network else "no network"
+    print(f"the child saw {network} and the variables {', '.join(audit.variables)}")
+    verdict = "clean" if audit.is_clean(fail_on) else f"refuse ({audit.why(fail_on)})"
+    print(f"{audit.name}, {audit.problems} problems: {verdict}")

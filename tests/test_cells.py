@@ -1,0 +1,102 @@
+"""The runner of experiment cells: skips what is done, goes on where it stopped, and its table by hand."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+RECIPE = """
+name = "small"
+[policy]
+kind = "tiny"
+layers = 1
+width = 16
+heads = 2
+context = 64
+[task]
+name = "arithmetic"
+terms = 2
+[evaluation]
+problems = 4
+final_problems = 4
+max_new_tokens = 8
+[[stage]]
+name = "base"
+kind = "pretrain"
+data = "solutions"
+updates = 2
+batch_size = 4
+[[stage]]
+name = "next"
+kind = "sft"
+from = "base"
+data = "solutions"
+updates = 1
+batch_size = 4
+"""
+
+
+@pytest.fixture
+def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("cells", ROOT / "benchmarks" / "cells.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "cells", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "CELLS", tmp_path / "cells")
+    return module
+
+
+def test_a_finished_cell_is_not_run_again(cells: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(RECIPE)
+    experiment = tmp_path / "one.toml"
+    experiment.write_text('recipe = "small.toml"\nseeds = [3]\nreference = ["base"]\n[arms]\nall = []\n')
+    found, references = cells.read_experiment(experiment)
+    (tmp_path / "cells" / "one").mkdir(parents=True)
+    cells.run_cells(found, tmp_path / "runs", jobs=1, budget=120.0)
+    record = json.loads(found[0].place.read_text())
+    assert [(stage["stage"], stage["parent"], stage["problems"]) for stage in record["stages"]] == [
+        ("base", None, 4), ("next", "base", 4),
+    ]  # fmt: skip
+    assert (record["seed"], record["arm"]) == (3, "all")
+    parameters = record["stages"][0]["flops"] / 6 / record["stages"][0]["trained_tokens"]
+    assert parameters == int(parameters) > 1000
+    assert not list((tmp_path / "runs").glob("one-*/run.db"))
+    written = found[0].place.stat().st_mtime_ns
+    cells.run_cells(found, tmp_path / "runs", jobs=1, budget=120.0)
+    assert found[0].place.stat().st_mtime_ns == written
+    assert len(cells.table_rows(list(cells.stored(found)), references)) == 2
+
+
+def test_a_spent_budget_starts_nothing(cells: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(RECIPE)
+    experiment = tmp_path / "one.toml"
+    experiment.write_text('recipe = "small.toml"\nseeds = [3]\nreference = ["base"]\n[arms]\nall = []\n')
+    found, _ = cells.read_experiment(experiment)
+    cells.run_cells(found, tmp_path / "runs", jobs=1, budget=-1.0)
+    assert not found[0].place.exists()
+
+
+def stage(name: str, parent: str | None, correct: int, flops: float) -> dict[str, object]:
+    return {"stage": name, "parent": parent, "correct": correct, "problems": 10, "flops": flops, "sampled_tokens": 1,
+            "grad_norm": 1.0}  # fmt: skip
+
+
+def test_table_by_hand(cells: ModuleType) -> None:
+    records = [
+        {"arm": "all", "seed": seed, "stages": [stage("a", None, first, 2e15), stage("b", "a", second, 1e15)]}
+        for seed, first, second in ((0, 4, 6), (1, 6, 6))
+    ]
+    base, child = cells.table_rows(records, ["a"])
+    assert (base["mean"], child["mean"]) == (0.5, pytest.approx(0.6))
+    # Standard deviation .1414, 12.706 standard errors of .1 on one degree of freedom.
+    assert base["interval"] == [pytest.approx(0.5 - 1.2706, abs=1e-3), pytest.approx(0.5 + 1.2706, abs=1e-3)]
+    assert (base["petaflops"], child["petaflops"]) == (2.0, 3.0)
+    assert base["minus a"] is None
+    assert child["minus a"]["mean"] == pytest.approx(0.1)
