@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from forkpoint.probe import Probe, Sampler, SampleRequest
-from forkpoint.records import Batch, Credit, Outcome, Problem, Rollout, StopReason, Verdict, frozen_array
+from forkpoint.records import Batch, Credit, Outcome, Problem, Rollout, Verdict
 from forkpoint.seeds import Key
 from forkpoint.tasks.protocol import Task
+from forkpoint.verifiers.outside import written_rollout
 
 HOSTILE = (
     "",
@@ -40,17 +41,6 @@ class TaskCheck:
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.faults
-
-
-def written_rollout(problem: Problem, text: str) -> Rollout:
-    """A rollout that holds a given text, one token a character, as if a policy had written it."""
-    count = len(text)
-    return Rollout(
-        id="written", group_id="written", stage="check", update=0, index=0, problem_key=problem.key,
-        prompt_tokens=frozen_array([0], np.int32), tokens=frozen_array(np.zeros(count), np.int32),
-        behavior_logprobs=frozen_array(np.zeros(count), np.float32), loss_mask=frozen_array(np.ones(count), np.bool_),
-        temperature=1.0, text=text, stop_reason=StopReason.EOS, seed="",
-    )  # fmt: skip
 
 
 def check_task(task: Task, *, count: int = 200, seed: int = 0) -> TaskCheck:

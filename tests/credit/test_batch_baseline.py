@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from forkpoint.conformance import written_rollout
 from forkpoint.credit.batch import batch_baseline
 from forkpoint.records import Batch, Group, Outcome, Problem, Reward, Verdict
+from forkpoint.verifiers.outside import written_rollout
 
 PROBLEM = Problem(task="toy", key="1", prompt="", answer="")
 WRONG = Verdict(outcome=Outcome.WRONG, correct=False)

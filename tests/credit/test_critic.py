@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from forkpoint.conformance import written_rollout
 from forkpoint.credit.critic import critic, gae_advantages, token_rewards
 from forkpoint.records import Batch, Group, Outcome, Problem, Reward, Verdict, frozen_array
 from forkpoint.rewards import outcome_reward
+from forkpoint.verifiers.outside import written_rollout
 
 PROBLEM = Problem(task="toy", key="1", prompt="", answer="")
 RIGHT, WRONG = Verdict(outcome=Outcome.CORRECT, correct=True), Verdict(outcome=Outcome.WRONG, correct=False)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from forkpoint.conformance import written_rollout
 from forkpoint.credit import with_experts
 from forkpoint.credit.experts import expert_advantage
 from forkpoint.records import Batch, Group, Outcome, Problem, Reward, Verdict
+from forkpoint.verifiers.outside import written_rollout
 
 
 def batch(*rewards: float) -> Batch:

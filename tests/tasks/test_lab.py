@@ -8,13 +8,14 @@ import pytest
 from pydantic import ValidationError
 
 from forkpoint.assembly import build_task
-from forkpoint.conformance import check_task, check_verifier, written_rollout
+from forkpoint.conformance import check_task, check_verifier
 from forkpoint.errors import RecipeError, TaskError
 from forkpoint.records import Outcome
 from forkpoint.seeds import Key
 from forkpoint.tasks.lab import FIRST, Settings, build, edge_alphabet, read_states, write_states
 from forkpoint.tasks.protocol import Task, split_problems
 from forkpoint.theory.graphs import Kind, PathStar, edge_states
+from forkpoint.verifiers.outside import written_rollout
 
 
 def lab(branches=3, depth=2, lanes=2, **more):

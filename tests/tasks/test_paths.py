@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forkpoint.conformance import check_task, check_verifier, written_rollout
+from forkpoint.conformance import check_task, check_verifier
 from forkpoint.errors import TaskError
 from forkpoint.records import Outcome, Problem
 from forkpoint.seeds import Key
@@ -22,6 +22,7 @@ from forkpoint.tasks.paths import (
     shortest_path,
 )
 from forkpoint.tasks.protocol import Task, split_problems
+from forkpoint.verifiers.outside import written_rollout
 
 SHAPES = [(1, 1, 1), (2, 1, 1), (3, 3, 1), (1, 4, 1), (5, 2, 1), (2, 3, 2), (3, 2, 4), (2, 1, 3)]
 # Branches a-b-c (goal c), d-e, f-g around the center s.

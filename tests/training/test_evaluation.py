@@ -7,9 +7,9 @@ import pytest
 from tiny_runs import BASE, RL, tiny_recipe
 
 from forkpoint.assembly import Assembly
-from forkpoint.conformance import written_rollout
 from forkpoint.records import Group, Outcome, Problem, Verdict
 from forkpoint.training.evaluation import evaluate, means
+from forkpoint.verifiers.outside import written_rollout
 
 
 @pytest.fixture(scope="module")

@@ -74,3 +74,22 @@ def leaves_things(completion, answer):
     if os.fork() == 0:
         time.sleep(60)
     return float(completion == answer)
+
+
+class Sleepy:
+    """Of a task only what the tests ask for."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def verify(self, problem, rollout):
+        if rollout.text == "sleep":
+            time.sleep(self.seconds)
+        if rollout.text == "exit":
+            os._exit(3)
+        correct = rollout.text == problem.answer
+        return Verdict(outcome=Outcome.CORRECT if correct else Outcome.WRONG, correct=correct)
+
+
+def build_sleepy(seconds=60):
+    return Sleepy(seconds)

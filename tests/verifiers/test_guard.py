@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from forkpoint.conformance import written_rollout
 from forkpoint.records import Outcome, Problem, StopReason, Verdict
 from forkpoint.verifiers.guard import guarded
+from forkpoint.verifiers.outside import written_rollout
 
 PROBLEM = Problem(task="t", key="0", prompt="p", answer="a")
 GOOD = Verdict(outcome=Outcome.CORRECT, correct=True, score=1.0, answer="a", reason="fine", parts={"moves": 1.0})

@@ -6,10 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from forkpoint.assembly.tables import build_task
 from forkpoint.errors import TaskError, VerifierError
 from forkpoint.records import Outcome, Problem, Span, SpanKind, frozen_array
 from forkpoint.tasks.jsonl import Settings, build
 from forkpoint.verifiers.outside import (
+    OutsideTaskVerifier,
     OutsideVerifier,
     decode_problem,
     decode_rollout,
@@ -130,3 +132,12 @@ def test_a_solution_that_the_users_function_refuses_is_one_line(tmp_path):
         asked(tmp_path, "last_number", solution="so 2")
     with pytest.raises(VerifierError, match="cannot be used"):
         asked(tmp_path, "absent")
+
+
+def test_a_task_of_the_user_judges_in_a_child():
+    task = build_task({"name": "outside_targets:build_sleepy", "seconds": 60})
+    assert isinstance(task.verify, OutsideTaskVerifier)
+    task.verify = OutsideTaskVerifier("outside_targets:build_sleepy", {"seconds": 60}, timeout_seconds=0.5)
+    found = [task.verify(PROBLEM, written_rollout(PROBLEM, text)) for text in ("42", "41", "sleep", "exit", "42")]
+    assert [verdict.outcome for verdict in found] == [C, W, E, E, C]
+    assert "no answer within 0.5 s" in found[2].reason

@@ -158,11 +158,11 @@ def supervised_sweep(figure: Any, found: Values) -> None:  # noqa: ANN401
 def stored_curve(figure: Any, found: Values) -> None:  # noqa: ANN401
     """Curves of long trainings against updates, with the theory's lines."""
     sized(figure, 6.6, 4.3, f"{found.get('about', 'sampled rollouts')}; {graph_label(found['graph'])}")
-    axes, lines, colors = figure.subplots(), found["lines"], (BLUE, ORANGE, GREEN, PURPLE)
+    axes, lines, colors = figure.subplots(), found["lines"], (BLUE, ORANGE, GREEN, PURPLE, RED, SKY)
     for place, curve in enumerate(found["curves"]):
         label = f"{curve['label']} ({curve['measure']})"
-        axes.plot(curve["updates"], curve["steps"], color=colors[place % 4], label=label,
-                  linestyle=("-", "--", "-.", ":")[place % 4])  # fmt: skip
+        axes.plot(curve["updates"], curve["steps"], color=colors[place % 6], label=label,
+                  linestyle=("-", "--", "-.", ":", (0, (1, 1)), (0, (8, 2)))[place % 6])  # fmt: skip
     level_line(axes, lines["uniform"], f"pretrained: {digits(lines['uniform'])}", QUIET)
     level_line(
         axes,

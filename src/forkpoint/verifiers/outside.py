@@ -14,6 +14,7 @@ It returns a `Verdict`, or a number in [0, 1] (1 is correct), or a bool.  Anythi
 import functools
 import importlib
 import inspect
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
@@ -134,8 +135,17 @@ def child(job: str, name: str, *arguments: Mapping[str, Any]) -> object:
     """What the worker does: `load` a function, or `ask` it about a problem and a rollout."""
     if job == "load":
         return list(load(name)[1])
+    if job == "verify":
+        task = _task(name, json.dumps(arguments[0]))
+        return encode_result(task.verify(decode_problem(arguments[1]), decode_rollout(arguments[2])))
     problem, rollout = decode_problem(arguments[0]), decode_rollout(arguments[1])
     return encode_result(ask(name, problem, rollout.text, rollout))
+
+
+@functools.cache
+def _task(name: str, settings: str) -> Any:  # noqa: ANN401
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)(**json.loads(settings))
 
 
 def result_verdict(found: Mapping[str, Any], *, answer: str) -> Verdict:
@@ -191,11 +201,42 @@ class OutsideVerifier:
 
         Raises VerifierError where the worker cannot be started.
         """
-        found = self._worker.call("ask", self.name, encode_problem(problem), encode_rollout(rollout))
-        if found.kind != "ok":
-            shown = rollout.text[:MAX_SHOWN]
-            return Verdict(outcome=Outcome.ERROR, correct=None, answer=shown, reason=f"{self.name}: {_line(found)}")
-        return result_verdict(found.value, answer=rollout.text)
+        return _called(self._worker, "ask", self.name, (), problem, rollout)
+
+
+class OutsideTaskVerifier:
+    """The verifier of a task that `package.module:build` makes from `settings`: both are called in a child only.
+
+    `settings` and the metadata of problems must be JSON; limits as for `OutsideVerifier`.
+    """
+
+    def __init__(
+        self, name: str, settings: Mapping[str, Any], *, timeout_seconds: float = 5.0, memory_bytes: int = 4 << 30
+    ) -> None:
+        self.name, self.settings = name, dict(settings)
+        self._worker = Worker(
+            f"{__name__}:child",
+            timeout_seconds=timeout_seconds,
+            memory_bytes=memory_bytes,
+            imports=(name.partition(":")[0],),
+        )
+
+    def __call__(self, problem: Problem, rollout: Rollout) -> Verdict:
+        """The task's verdict; ERROR where it hung, died, raised or returned no verdict.
+
+        Raises VerifierError where the worker cannot be started.
+        """
+        return _called(self._worker, "verify", self.name, (self.settings,), problem, rollout)
+
+
+def _called(
+    worker: Worker, job: str, name: str, first: tuple[object, ...], problem: Problem, rollout: Rollout
+) -> Verdict:
+    found = worker.call(job, name, *first, encode_problem(problem), encode_rollout(rollout))
+    if found.kind != "ok":
+        shown = rollout.text[:MAX_SHOWN]
+        return Verdict(outcome=Outcome.ERROR, correct=None, answer=shown, reason=f"{name}: {_line(found)}")
+    return result_verdict(found.value, answer=rollout.text)
 
 
 def _line(found: Answer) -> str:
