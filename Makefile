@@ -4,6 +4,7 @@
 PYTHON ?= python3
 WORKERS ?= 2
 PYTEST_ARGS ?=
+KILL_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,12 +14,14 @@ EXTRAS := math gym lora arrow figures
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test check fix coverage shapes clean
+.PHONY: help setup demo test test-kill test-doctor check fix coverage shapes clean
 
 help:
 	@echo "make demo      run recipes/backtrack.toml on the CPU, print the table, write the report"
 	@echo "make setup     install everything into $(VENV)"
 	@echo "make test      all tests                    (WORKERS=2, PYTEST_ARGS='-k name')"
+	@echo "make test-kill the sweep of kills and full disks, minutes (KILL_ARGS='--every 4 --kills 50')"
+	@echo "make test-doctor  the doctor on sixty healthy runs, minutes"
 	@echo "make check     linters and type checker     (make fix repairs what it can)"
 	@echo "make coverage  tests, and fail below 90 % of src/forkpoint"
 	@echo "make shapes    tests, with every type and tensor shape checked at run time (twice as slow)"
@@ -31,6 +34,14 @@ demo: $(VENV)/.stamp-core
 
 test: $(VENV)/.stamp-dev
 	$(PYTEST) $(PYTEST_ARGS)
+
+# SIGKILL and full disks at every fault point, and SIGKILL at random instants; `make test` holds a part of it.
+test-kill: $(VENV)/.stamp-dev
+	$(TEST_ENV) PYTHONPATH=tests:tests/kill $(BIN)/python tests/kill/kill_sweep.py $(KILL_ARGS)
+
+# Sixty healthy runs without an alarm; `make test` holds a part of them.
+test-doctor: $(VENV)/.stamp-dev
+	FORKPOINT_LONG=1 $(PYTEST) tests/doctor tests/cli/test_doctor.py $(PYTEST_ARGS)
 
 check: $(VENV)/.stamp-dev
 	$(BIN)/ruff check .

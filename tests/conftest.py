@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Files of this name hold no doctests, and as modules they would shadow one another.
+collect_ignore_glob = ["*conftest.py"]
+
 # Machines may be ten times slower than ours, so no example has a deadline.
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("local"), derandomize=True)

@@ -7,7 +7,9 @@ ForkpointError
 ├── StoreError       a run folder or its database
 ├── CheckpointError  a checkpoint that is incomplete or altered
 ├── VerifierError    a verifier that could not be started, or fails too often
-└── TrainingError    a training that cannot go on
+├── TrainingError    a training that cannot go on
+├── DoctorError      a check of the doctor that failed (doctor.check)
+└── BridgeError      another trainer's script that cannot be checked (integrations.trl)
 
 Our own bugs raise plain exceptions and are never caught.
 """

@@ -122,7 +122,7 @@ def test_another_recipe_does_not_resume(folder):
     changed = launch(folder, "--resume", "--set", "stage.base.learning_rate=0.5", "--set", "seed=3")
     assert changed.wait() == 2
     lines = changed.err.splitlines()
-    assert lines[-1] == "error: the recipe differs from the one in runs/tiny; a resume needs the same."
+    assert lines[0] == "error: the recipe differs from the one in runs/tiny; a resume needs the same."
     assert {"-learning_rate = 0.0003", "+learning_rate = 0.5", "-seed = 0", "+seed = 3"} <= set(lines)
     assert changed.out == ""
     assert differences(print_of(folder), before) == []

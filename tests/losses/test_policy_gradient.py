@@ -22,8 +22,8 @@ def run(loss, policy, behavior, advantages, weights, **knobs):
 
 
 def test_table():
-    assert set(LOSSES) == {"reinforce", "clipped_surrogate", "dppo_tv"}
-    assert set(LOSSES) - OFF_POLICY_LOSSES == {"reinforce"}
+    assert set(LOSSES) == {"reinforce", "clipped_surrogate", "dppo_tv", "mixed_policy"}
+    assert set(LOSSES) - OFF_POLICY_LOSSES == {"reinforce", "mixed_policy"}
 
 
 def test_reinforce_by_hand():

@@ -307,6 +307,13 @@ def test_a_damaged_one_is_passed_over_but_never_in_silence(tmp_path):
     with pytest.warns(RuntimeWarning, match=r"step-00000[23].state\.json is missing; falling back"):
         assert latest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 1)
     assert latest_checkpoint(tmp_path, verify=False) == checkpoint_path(tmp_path, 3)
+    (checkpoint_path(tmp_path, 1) / "model.safetensors").unlink()
+    told.clear()
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint .* is whole .*model\.safetensors is missing.*begin the stage"
+    ):
+        latest_checkpoint(tmp_path, damaged=told.append)
+    assert len(told) == 3
 
 
 def test_pruning_keeps_the_newest(tmp_path):
@@ -317,6 +324,13 @@ def test_pruning_keeps_the_newest(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000010", "step-000011"]
     with pytest.raises(ValueError, match="keep = 0"):
         prune_checkpoints(tmp_path, 0)
+
+
+def test_pruning_after_a_damaged_one_was_passed_over_keeps_what_was_saved_since(tmp_path):
+    for update in (2, 4, 6, 5):
+        save(tmp_path, update)
+    prune_checkpoints(tmp_path, 2, newest=checkpoint_path(tmp_path, 5))
+    assert list_checkpoints(tmp_path) == [checkpoint_path(tmp_path, 4), checkpoint_path(tmp_path, 5)]
 
 
 def test_pruning_killed_anywhere_leaves_whole_checkpoints(tmp_path):

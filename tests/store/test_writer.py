@@ -224,6 +224,17 @@ def test_a_rewind_spares_earlier_updates_and_other_stages(tmp_path):
             writer.rewind("none", 0)
 
 
+def test_a_rewind_to_an_update_whose_records_are_not_there_is_refused(tmp_path):
+    with new_run(tmp_path, "rl") as writer:
+        record(writer, 1)
+        before = dump(tmp_path)
+        with pytest.raises(
+            StoreError, match=r"'rl' has records of 1 updates, but a checkpoint of update 2: run\.db is older"
+        ):
+            writer.rewind("rl", 2)
+        assert dump(tmp_path) == before
+
+
 def test_a_rewind_and_its_event_are_one(tmp_path):
     with new_run(tmp_path, "rl") as writer:
         record(writer, 1)

@@ -2,7 +2,8 @@
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,18 +19,23 @@ from forkpoint.config.recipe import (
     parent,
     rollout_budget,
 )
-from forkpoint.errors import RecipeError
-from forkpoint.seeds import Key
+from forkpoint.errors import CheckpointError, RecipeError
+from forkpoint.seeds import Key, content_hash
 from forkpoint.tasks.protocol import Interactive, Task, split_problems
 
 if TYPE_CHECKING:
+    from forkpoint.doctor.canaries import Trial
     from forkpoint.policies.protocol import Policy
     from forkpoint.probe import Probe, Sampler
     from forkpoint.store import RunWriter
     from forkpoint.training.critic import Critic
+    from forkpoint.training.hooks import Hook, Loop
     from forkpoint.training.optimization import Optimization
     from forkpoint.training.stage import StageContext
     from forkpoint.training.unit import Training
+
+STAND_INS = 16
+"""Rollouts that stand in for those of a stage that was not run."""
 
 
 def build_policy(recipe: Recipe, folder: Path) -> "Policy":
@@ -82,28 +88,20 @@ class Assembly:
     run: Path
     tasks: dict[str, Task] = field(default_factory=dict, repr=False, compare=False)
     """Built once: some tasks start a process or read a file."""
+    trials: "dict[str, Trial]" = field(default_factory=dict, repr=False, compare=False)
+    """What each task's verifier said to the doctor: asked once in a process."""
+    unrun: bool = False
+    """Whether no stage was run: then each starts from the policy as built, for checks alone."""
 
     def stage_context(self, name: str, writer: "RunWriter", stop: Callable[[], bool]) -> "StageContext":
         """Everything that the stage of this name needs."""
         from forkpoint.training.evaluation import EvaluationPlan
-        from forkpoint.training.rl import RLTraining
         from forkpoint.training.stage import StageContext
 
         recipe, stage = self.recipe, self.recipe.get_stage(name)
         task = self.task(stage)
         key = Key.root(recipe.seed).child(name)
         critic = build_critic(recipe, stage, task)
-
-        def policy(parent: Path | None, checkpoint: Path | None) -> "Policy":
-            lora = recipe.policy.lora if isinstance(recipe.policy, FolderPolicy) else None
-            loaded = self._policy(parent if lora is not None or checkpoint is None else checkpoint)
-            return loaded if lora is None else self.with_adapters(loaded, name)
-
-        def training(
-            policy: "Policy", optimization: "Optimization", probe: "Probe", changed: Callable[[int], None]
-        ) -> "Training":
-            made = self._training(stage, task, policy, optimization, probe, changed)
-            return made if critic is None or not isinstance(made, RLTraining) else replace(made, critic=critic)
 
         plans = [
             EvaluationPlan(
@@ -117,10 +115,54 @@ class Assembly:
             for count in (recipe.evaluation.problems, recipe.evaluation.final_problems)
         ]
         return StageContext(
-            run=self.run, stage=stage, key=key, writer=writer, parent=self._parent(stage), load_policy=policy,
-            make_probe=lambda made: self._probe(made, task, critic=critic), make_training=training,
+            run=self.run, stage=stage, key=key, writer=writer, parent=self._parent(stage),
+            load_policy=partial(self._stage_policy, name),
+            make_probe=lambda made: self._probe(made, task, critic=critic),
+            make_training=partial(self._training, stage, task, critic),
             critic=critic, plan=plans[0], final_plan=plans[1], identity=run_identity(recipe), stop=stop,
+            hooks=self._hooks(stage),
         )  # fmt: skip
+
+    def loop(self, name: str, checkpoint: Path | None = None) -> "Loop":
+        """A stage's loop with weights of its own, which nothing saves: from a checkpoint, or as the stage begins."""
+        from forkpoint.store import checkpoint_update
+        from forkpoint.training.hooks import Loop
+        from forkpoint.training.optimization import Optimization
+
+        stage = self.recipe.get_stage(name)
+        task, key = self.task(stage), Key.root(self.recipe.seed).child(name)
+        critic = build_critic(self.recipe, stage, task)
+        policy = self._stage_policy(name, self._parent(stage), checkpoint)
+        optimization = Optimization(policy.model, stage)
+        if checkpoint is not None:
+            optimization.load(checkpoint, weights=policy.has_adapters)
+            if critic is not None:
+                critic.load(checkpoint)
+        done = 0 if checkpoint is None else checkpoint_update(checkpoint)
+        probe, changed = self._probe(policy, task, critic=critic)
+        changed(done)
+        training = self._training(stage, task, critic, policy, optimization, probe, changed)
+        return Loop(
+            run=self.run, stage=stage, key=key, task=task, policy=policy, probe=probe, training=training, done=done
+        )
+
+    def _stage_policy(self, name: str, parent: Path | None, checkpoint: Path | None) -> "Policy":
+        """The policy of a stage: its own checkpoint, or its parent's weights; adapters go on top of the parent's."""
+        lora = self.recipe.policy.lora if isinstance(self.recipe.policy, FolderPolicy) else None
+        loaded = self._policy(parent if lora is not None or checkpoint is None else checkpoint)
+        return loaded if lora is None else self.with_adapters(loaded, name)
+
+    def _hooks(self, stage: RLStage | TextStage) -> "tuple[Hook, ...]":
+        from forkpoint.doctor import DoctorHook
+
+        settings = self.recipe.doctor
+        if not settings.before and not settings.every:
+            return ()
+        doctor = DoctorHook(
+            before=settings.before, every=settings.every, stages=self.recipe.stage, task_name=self.task_place(stage),
+            trials=self.trials,
+        )  # fmt: skip
+        return (doctor,)
 
     def _policy(self, folder: Path | None) -> "Policy":
         """The policy in a checkpoint, or as built where there is none."""
@@ -135,22 +177,29 @@ class Assembly:
 
     def _parent(self, stage: RLStage | TextStage) -> Path | None:
         name = parent(stage)
-        return None if name is None else self._final_checkpoint(name)
+        return None if name is None or self.unrun else self._final_checkpoint(name)
 
     def _final_checkpoint(self, name: str) -> Path:
-        """Where the last weights of a finished stage lie; no earlier ones stand in for them."""
-        from forkpoint.store import checkpoint_path, stage_folder, verify_checkpoint
+        """Where the last weights of a finished stage lie; none of an earlier update or another run stands in."""
+        from forkpoint.store import checkpoint_path, load_state, stage_folder
 
         path = checkpoint_path(stage_folder(self.run, name), self.recipe.get_stage(name).updates)
-        verify_checkpoint(path)
+        state = load_state(path)
+        recipe = content_hash((self.run / "recipe.toml").read_text("utf-8"))
+        if state.get("stage") != name or state.get("recipe") != recipe:
+            raise CheckpointError(f"{path} is a checkpoint of another stage or run.")
         return path
 
     def task(self, stage: RLStage | TextStage) -> Task:
         """The task of a stage."""
-        where = f"[stage.{stage.name}.task]" if stage.task else "[task]"
+        where = self.task_place(stage)
         if where not in self.tasks:
             self.tasks[where] = build_task(stage.task or self.recipe.task, where=where, folder=self.origin)
         return self.tasks[where]
+
+    def task_place(self, stage: RLStage | TextStage) -> str:
+        """Where in the recipe the task of a stage stands."""
+        return f"[stage.{stage.name}.task]" if stage.task else "[task]"
 
     def with_adapters(self, policy: "Policy", stage: str) -> "Policy":
         """The policy with the recipe's adapters, or itself where it has none."""
@@ -188,8 +237,8 @@ class Assembly:
         return LocalSampler(policy, slots=self.recipe.slots, environment=environment)
 
     def _training(
-        self, stage: RLStage | TextStage, task: Task, policy: "Policy", optimization: "Optimization",
-        probe: "Probe", changed: Callable[[int], None],
+        self, stage: RLStage | TextStage, task: Task, critic: "Critic | None", policy: "Policy",
+        optimization: "Optimization", probe: "Probe", changed: Callable[[int], None],
     ) -> "Training":  # fmt: skip
         from forkpoint.training.components import Reference
         from forkpoint.training.imitation import TextTraining, corpus_draw, pool_draw
@@ -203,7 +252,7 @@ class Assembly:
             return RLTraining(
                 stage=stage, task=task, policy=policy, optimization=optimization, probe=probe, weights_changed=changed,
                 key=key, credit_rule=resolve("credit.rule", stage.credit.rule, CREDIT_RULES),
-                policy_loss=resolve("loss.name", stage.loss.name, LOSSES), reference=reference,
+                policy_loss=resolve("loss.name", stage.loss.name, LOSSES), reference=reference, critic=critic,
             )  # fmt: skip
         if stage.data.startswith("rollouts:"):
             draw = pool_draw(self._rollout_pool(stage, task), stage, key)
@@ -213,11 +262,11 @@ class Assembly:
 
     def _rollout_pool(self, stage: TextStage, task: Task) -> list[Any]:
         """Correct rollouts of the final policy of another stage."""
-        from forkpoint.training.imitation import correct_rollouts
-        from forkpoint.training.rollouts import SamplePlan
+        from forkpoint.training.imitation import correct_rollouts, rollout_example
+        from forkpoint.training.rollouts import SamplePlan, judged_groups
 
         source = self.recipe.get_stage(stage.data.removeprefix("rollouts:"))
-        teacher = self._policy(self._final_checkpoint(source.name))
+        teacher = self._policy(None if self.unrun else self._final_checkpoint(source.name))
         plan = SamplePlan(
             key=Key.root(self.recipe.seed).child(stage.name, "teacher"),
             stage=stage.name,
@@ -226,7 +275,13 @@ class Assembly:
             max_new_tokens=evaluation_budget(self.recipe, source),
             temperature=source.temperature if isinstance(source, RLStage) else self.recipe.evaluation.temperature,
         )
-        pool = correct_rollouts(task, teacher.texts, self._probe(teacher, task)[0], plan, count=stage.examples)
+        probe = self._probe(teacher, task)[0]
+        if self.unrun:
+            # There is no teacher yet: what the policy writes stands in, right or wrong.
+            problems = split_problems(task, plan.key.child("problems"), STAND_INS, evaluation=False)
+            groups = judged_groups(probe, task, teacher.texts, problems, plan)
+            return [rollout_example(group.rollouts[0]) for group in groups]
+        pool = correct_rollouts(task, teacher.texts, probe, plan, count=stage.examples)
         if not pool:
             raise RecipeError(
                 f"stage '{stage.name}': none of {stage.examples} rollouts of '{source.name}' was correct."

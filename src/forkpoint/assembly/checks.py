@@ -13,11 +13,11 @@ from forkpoint.assembly.build import Assembly, build_policy, evaluation_budget
 from forkpoint.assembly.lab import build_critic
 from forkpoint.assembly.tables import CREDIT_RULES, LOSSES, resolve
 from forkpoint.config.recipe import FolderPolicy, Recipe, RLStage, TextStage
-from forkpoint.conformance import written_rollout
 from forkpoint.errors import ModelError, RecipeError, TaskError, unknown_name
 from forkpoint.records import Batch, Floats, Group, Outcome, Problem, Reward, Rollout, Verdict, frozen_array
 from forkpoint.seeds import Key
 from forkpoint.tasks.protocol import Finite, Task, split_problems
+from forkpoint.verifiers.outside import written_rollout
 
 if TYPE_CHECKING:
     from forkpoint.policies.protocol import Policy

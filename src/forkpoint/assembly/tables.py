@@ -12,6 +12,7 @@ from forkpoint.config.load import validate
 from forkpoint.config.recipe import FolderPolicy
 from forkpoint.errors import RecipeError, unknown_name
 from forkpoint.tasks.protocol import Task
+from forkpoint.verifiers.outside import OutsideTaskVerifier
 
 TASKS: Mapping[str, str] = MappingProxyType(
     {
@@ -37,13 +38,21 @@ NEEDED: Mapping[str, tuple[str, str]] = MappingProxyType(
 CREDIT_RULES: Mapping[str, str] = MappingProxyType(
     {
         name: f"forkpoint.credit:{name}"
-        for name in ("leave_one_out", "group_mean_std", "max_rl", "survivors", "critic", "batch_baseline")
+        for name in (
+            "leave_one_out",
+            "group_mean_std",
+            "max_rl",
+            "survivors",
+            "critic",
+            "batch_baseline",
+            "with_experts",
+        )
     }
 )
 CRITIC_RULES = frozenset({"critic"})
 """The credit rules that ask the probe for values."""
 LOSSES: Mapping[str, str] = MappingProxyType(
-    {name: f"forkpoint.losses:{name}" for name in ("reinforce", "clipped_surrogate", "dppo_tv")}
+    {name: f"forkpoint.losses:{name}" for name in ("reinforce", "clipped_surrogate", "dppo_tv", "mixed_policy")}
 )
 
 
@@ -89,7 +98,12 @@ def _outside_task(where: str, name: str, settings: Mapping[str, Any]) -> Task:
         inspect.signature(build).bind(**settings)
     except TypeError as error:
         raise RecipeError(f"{where} = '{name}': {error}.") from None
-    task: Task = build(**settings)
+    try:
+        task: Task = build(**settings)
+        # Foreign code judges in a child that can be killed; everything else of the task is asked here.
+        object.__setattr__(task, "verify", OutsideTaskVerifier(name, settings))
+    except AttributeError:
+        raise RecipeError(f"{where} = '{name}' gives an object without __dict__: no guard fits on it.") from None
     return task
 
 

@@ -19,8 +19,8 @@ from forkpoint.cli.output import print_arms, print_error, print_json, print_plan
 from forkpoint.cli.worker import EXIT_STOPPED, EXIT_TERMINATED, SIGNALS
 from forkpoint.config import Recipe, load_recipe, recipe_to_toml
 from forkpoint.config.recipe import parent
-from forkpoint.errors import RecipeError, StoreError
-from forkpoint.files import RunLock, connect_database, storage_errors, write_text_atomic
+from forkpoint.errors import StoreError
+from forkpoint.files import RunLock, connect_database, remove_temporaries, storage_errors, write_text_atomic
 from forkpoint.store import DATABASE, RunReader, RunWriter, StageStatus, identity_changes
 
 
@@ -35,6 +35,7 @@ def run(
     resume: Flag = False,
     resume_if_exists: Flag = False,
     allow_env_change: Flag = False,
+    no_doctor: Flag = False,
     json_: Json = False,
 ) -> int:
     """Run a recipe with live progress; ends with a table of the arms and the path of the report.
@@ -57,9 +58,12 @@ def run(
         Start the run, continue it, or show it when it is finished.
     allow_env_change
         Resume although versions or the machine changed; the run is then no longer exact.
+    no_doctor
+        Skip the doctor's checks before the first update.
     json_
         Print the result as JSON.
     """
+    set_ = (*set_, "doctor.before=false") if no_doctor else set_
     overrides = [*set_, *([f"name={json.dumps(name)}"] if name is not None else [])]
     parsed = load_recipe(recipe, overrides)
     folder, origin = runs / parsed.name, recipe.resolve().parent
@@ -67,22 +71,28 @@ def run(
         _check(parsed, origin, folder)
         print_plan(parsed, as_json=json_)
         return 0
-    exists = _holds_run(folder)
-    if exists and not (resume or resume_if_exists):
-        raise StoreError(f"{folder} holds a run already: continue it with --resume, or name another with --name.")
-    if resume and not exists:
-        raise StoreError(f"{folder} holds no run to resume.")
+    exists = _resumable(folder, asked=resume, allowed=resume or resume_if_exists)
     if not exists:
         _check(parsed, origin, folder)
     with RunLock(folder):
         if _holds_run(folder) != exists:
             raise StoreError(f"{folder} was made by another process just now: continue it with --resume.")
-        if exists:
-            _check_same(parsed, folder)
+        if exists and not _is_same(parsed, folder):
+            return 2
         _prepare(parsed, folder, exists=exists, allow_change=allow_env_change)
         code = _work(parsed, folder, origin, quiet=json_)
     again = resume_command(recipe, runs, name=name, overrides=set_)
     return _finish(folder, again, code, as_json=json_)
+
+
+def _resumable(folder: Path, *, asked: bool, allowed: bool) -> bool:
+    """Whether a folder holds a run; raises StoreError where that is not what was asked for."""
+    exists = _holds_run(folder)
+    if exists and not allowed:
+        raise StoreError(f"{folder} holds a run already: continue it with --resume, or name another with --name.")
+    if asked and not exists:
+        raise StoreError(f"{folder} holds no run to resume.")
+    return exists
 
 
 def resume_command(recipe: Path, runs: Path, *, name: str | None, overrides: Sequence[str]) -> str:
@@ -112,21 +122,28 @@ def _check(recipe: Recipe, origin: Path, folder: Path) -> None:
     check_recipe(recipe, origin, folder)
 
 
-def _check_same(recipe: Recipe, folder: Path) -> None:
-    """Raises RecipeError, after printing the difference, when the folder's recipe is another."""
+def _is_same(recipe: Recipe, folder: Path) -> bool:
+    """Whether the folder's recipe is this one; prints the mistake and then the difference when it is another."""
     before = load_recipe(folder / "recipe.toml")
     if before == recipe:
-        return
+        return True
+    print_error(f"the recipe differs from the one in {folder}; a resume needs the same.")
     old, new = (recipe_to_toml(each).splitlines() for each in (before, recipe))
     lines = difflib.unified_diff(old, new, "the run's recipe", "this recipe", lineterm="", n=0)
     print("\n".join(visible(line) for line in lines), file=sys.stderr)
-    raise RecipeError(f"the recipe differs from the one in {folder}; a resume needs the same.")
+    return False
 
 
 def _prepare(recipe: Recipe, folder: Path, *, exists: bool, allow_change: bool) -> None:
-    """Makes the run folder, or makes it ready to go on."""
+    """Makes the run folder, or makes it ready to go on.
+
+    Raises StoreError for checkpoints without the records that belong to them, and under a changed environment.
+    """
     identity = run_identity(recipe)
+    remove_temporaries(folder)
     if not exists:
+        if any((folder / "stages").glob("*/*")):
+            raise StoreError(f"{folder} holds checkpoints but no run: {DATABASE} is missing or empty; choose another.")
         write_text_atomic(folder / "recipe.toml", recipe_to_toml(recipe))
         with RunWriter.create(folder, name=recipe.name, identity=identity) as writer:
             _announce(writer, recipe)
@@ -154,7 +171,9 @@ def _work(recipe: Recipe, folder: Path, origin: Path, *, quiet: bool) -> int:
     from forkpoint.cli.display import Display
 
     with RunReader(folder) as reader:
-        if all(stage.status is StageStatus.DONE for stage in reader.stages()):
+        before = [(stage.name, stage.status, stage.updates_done) for stage in reader.stages()]
+        if all(status is StageStatus.DONE for _, status, _ in before):
+            print(f"{folder} is finished: there is nothing left to do.", file=sys.stderr)
             return 0
         count = min(recipe.processes, len(recipe.stage))
         with Display(reader, quiet=quiet) as display, _workers(recipe, folder, origin, count) as (workers, signals):
@@ -172,6 +191,11 @@ def _work(recipe: Recipe, folder: Path, origin: Path, *, quiet: bool) -> int:
     if signals:
         return EXIT_STOPPED if signals[0] == signal.SIGINT else EXIT_TERMINATED
     ended = [worker.wait() for worker in workers]
+    with RunReader(folder) as reader:
+        after = [(stage.name, stage.status, stage.updates_done) for stage in reader.stages()]
+    if after == before and not any(ended):
+        left = next(name for name, status, _ in after if status is not StageStatus.DONE)
+        raise StoreError(f"{folder}: nothing was done, though stage '{left}' is not; look at its events.")
     return 1 if min(ended) < 0 else max(ended)
 
 

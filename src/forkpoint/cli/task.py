@@ -171,9 +171,9 @@ def play(name: str, /, *, set_: Settings = (), seed: int = 0) -> int:
     seed
         Which problem.
     """
-    from forkpoint.conformance import written_rollout
     from forkpoint.seeds import Key
     from forkpoint.verifiers.guard import guarded
+    from forkpoint.verifiers.outside import written_rollout
 
     task = _task(name, set_)
     problem = task.problem(Key.root(seed).child("play"))

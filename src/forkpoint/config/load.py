@@ -15,6 +15,10 @@ from forkpoint.errors import RecipeError, unknown_name
 
 MAX_DEPTH = 32
 """Tables and lists within each other."""
+MAX_MESSAGE = 800
+"""Characters of a message; the middle of a longer one is left out."""
+MAX_BITS = 1024
+"""Of a whole number; Python refuses to write out much larger ones."""
 M = TypeVar("M", bound=BaseModel)
 
 _KINDS: Mapping[str, type[BaseModel]] = {
@@ -23,14 +27,22 @@ _KINDS: Mapping[str, type[BaseModel]] = {
 }  # fmt: skip
 
 
+def _refusal(text: str) -> RecipeError:
+    """The mistake in one line of bounded length, whatever keys and values it quotes."""
+    line = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    return RecipeError(
+        line if len(line) <= MAX_MESSAGE else f"{line[: MAX_MESSAGE // 2]}...{line[-MAX_MESSAGE // 2 :]}"
+    )
+
+
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a file with overrides applied.  Raises RecipeError with one line."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RecipeError(f"there is no recipe at {path}.") from None
+        raise _refusal(f"there is no recipe at {path}.") from None
     except (OSError, ValueError) as error:
-        raise RecipeError(f"the recipe {path} cannot be read: {error}.") from None
+        raise _refusal(f"the recipe {path} cannot be read: {error}.") from None
     return parse_recipe(text, overrides, where=str(path))
 
 
@@ -39,9 +51,9 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), *, where: str = "the 
     try:
         tree = tomllib.loads(text)
     except ValueError as error:
-        raise RecipeError(f"{where} is not TOML: {error}.") from None
+        raise _refusal(f"{where} is not TOML: {error}.") from None
     except RecursionError:
-        raise RecipeError(f"{where} is nested too deeply.") from None
+        raise _refusal(f"{where} is nested too deeply.") from None
     for override in overrides:
         _override(tree, override)
     return validate(Recipe, tree, where=where)
@@ -53,11 +65,11 @@ def validate(model: type[M], tree: Mapping[str, Any], *, where: str) -> M:
     Numbers are finite, and no value is converted: neither "3" nor true is the number 3.
     """
     for location, flaw in _flaws(tree, ()):
-        raise RecipeError(f"{where}: {'.'.join(_readable(location, tree))[:200]}{flaw}.")
+        raise _refusal(f"{where}: {'.'.join(_readable(location, tree))[:200]}{flaw}.")
     try:
         return model.model_validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
-        raise RecipeError(f"{where}: {_explain(model, error, tree)}") from None
+        raise _refusal(f"{where}: {_explain(model, error, tree)}") from None
 
 
 def _flaws(value: object, place: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -70,6 +82,8 @@ def _flaws(value: object, place: tuple[str | int, ...]) -> Iterator[tuple[tuple[
     elif isinstance(value, list | tuple):
         for number, item in enumerate(value):
             yield from _flaws(item, (*place, number))
+    elif isinstance(value, int) and value.bit_length() > MAX_BITS:
+        yield place, f": a whole number of {value.bit_length()} bits is too large"
     elif isinstance(value, float) and not math.isfinite(value):
         yield place, f" = {value}: a number must be finite"
     elif isinstance(value, str) and not _encodable(value):
@@ -164,19 +178,19 @@ def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = [part.strip() for part in key.split(".")]
     if not equals or not all(parts):
-        raise RecipeError(f"--set {override}: write key=value, such as stage.rlvr.updates=10.")
+        raise _refusal(f"--set {override}: write key=value, such as stage.rlvr.updates=10.")
     here: Any = tree
     while len(parts) > 1:
         if not isinstance(here, dict):
-            raise RecipeError(f"--set {override}: '{parts[0]}' lies in no table.")
+            raise _refusal(f"--set {override}: '{parts[0]}' lies in no table.")
         if parts[0] == "stage" and isinstance(here.get("stage"), list):
             here, parts = _named_stage(here["stage"], parts[1:], override)
         else:
             here, parts = here.setdefault(parts[0], {}), parts[1:]
     if not isinstance(here, dict):
-        raise RecipeError(f"--set {override}: '{parts[0]}' lies in no table.")
+        raise _refusal(f"--set {override}: '{parts[0]}' lies in no table.")
     if parts == ["stage"]:
-        raise RecipeError(f"--set {override}: name a stage and a key, such as stage.rlvr.updates=10.")
+        raise _refusal(f"--set {override}: name a stage and a key, such as stage.rlvr.updates=10.")
     here[parts[0]] = _toml_value(text.strip())
 
 
@@ -187,8 +201,8 @@ def _named_stage(stages: list[Any], parts: list[str], override: str) -> tuple[An
         if ".".join(parts[:end]) in tables:
             return tables[".".join(parts[:end])], parts[end:]
     if len(parts) == 1:
-        raise RecipeError(f"--set {override}: name a stage and a key, such as stage.rlvr.updates=10.")
-    raise RecipeError(unknown_name(f"--set {override}: stage", parts[0], tables))
+        raise _refusal(f"--set {override}: name a stage and a key, such as stage.rlvr.updates=10.")
+    raise _refusal(unknown_name(f"--set {override}: stage", parts[0], tables))
 
 
 def override_table(table: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

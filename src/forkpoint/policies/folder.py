@@ -43,6 +43,9 @@ def load_folder(folder: Path, *, dtype: str = "float32", device: str = "cpu") ->
         raise ModelError(f"the model at {folder} cannot be loaded: {type(error).__name__}: {line[:200]}") from None
     finally:
         logging.set_verbosity(loud)
+    # Where it was loaded from is no part of a tokenizer: a resumed run must save the same bytes.
+    for name in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(name, None)
     model, report = loaded
     absent = sorted(report["missing_keys"])
     if absent:

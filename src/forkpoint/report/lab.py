@@ -139,7 +139,11 @@ def stage_courses(reader: RunReader) -> list[StageCourse]:
             steps = tuple(1.0 + float(length) for length in lengths)
             found.append(
                 StageCourse(
-                    stage=stage.name, slot=slot, updates=tuple(map(int, updates)), steps=steps, exact=False,
+                    stage=stage.name,
+                    slot=slot,
+                    updates=tuple(map(int, updates)),
+                    steps=steps,
+                    exact=False,
                     parent=stage.parent,
                 )
             )

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from forkpoint import __version__
 from forkpoint.files import write_text_atomic
+from forkpoint.records import Finding, Severity
 from forkpoint.report.arms import Arm, arms, compare_with_parents, resolved_recipe
 from forkpoint.report.charts import Dot, color_class, dot_chart, length_chart, line_chart
 from forkpoint.report.curves import Curve, learning_curves, length_histograms
@@ -33,10 +34,13 @@ from forkpoint.report.summary import (
 from forkpoint.report.text import token_texts, visible
 from forkpoint.store import Event, RunReader, StageRecord
 
+HEALTH = {Severity.INFO: "ok", Severity.WARNING: "watch", Severity.CRITICAL: "sick"}
 REPORT = "report.html"
 """Name of the page in a run folder."""
 MAX_EVENTS = 200
 """Events shown, the last ones."""
+MAX_FINDINGS = 50
+"""Findings of a stage shown, the worst first."""
 MAX_RECIPE = 20_000
 """Characters of the recipe shown."""
 
@@ -78,6 +82,8 @@ class RunPage:
     groups: Mapping[str, Sequence[GroupView]]
     examples: Sequence[ExampleView]
     stages: Sequence[StageRow]
+    health: Sequence[tuple[str, int, Sequence[Finding], int]]
+    """Stage, slot, its findings with the worst first, and how many more there are."""
     events: Sequence[Event]
     earlier_events: int
 
@@ -127,7 +133,7 @@ def _environment() -> Environment:
     )
     environment.filters.update(
         duration=duration, moment=moment, mark=outcome_mark, color=color_class, share=share_text, count=count_text,
-        interval=interval_text, gap=difference_text, event=event_text, spread=spread_text,
+        interval=interval_text, gap=difference_text, event=event_text, spread=spread_text, health=HEALTH.__getitem__,
     )  # fmt: skip
     return environment
 
@@ -215,9 +221,22 @@ def _run_page(reader: RunReader, prefix: str) -> RunPage:
             )
             for stage in stages
         ],
+        health=_health(reader, slots),
         events=events[-MAX_EVENTS:],
         earlier_events=max(0, len(events) - MAX_EVENTS),
     )
+
+
+def _health(reader: RunReader, slots: Mapping[str, int]) -> list[tuple[str, int, Sequence[Finding], int]]:
+    """What audits and the doctor say of each stage; of what is fine only the last word."""
+    rows: list[tuple[str, int, Sequence[Finding], int]] = []
+    for stage, slot in slots.items():
+        found = reader.findings(stage)
+        fine = [finding for finding in found if finding.severity is Severity.INFO]
+        bad = sorted((f for f in found if f.severity is not Severity.INFO), key=lambda f: f.severity)
+        if found:
+            rows.append((stage, slot, [*bad[:MAX_FINDINGS], *fine[-1:]], max(0, len(bad) - MAX_FINDINGS)))
+    return rows
 
 
 def _recipe_text(run: Path) -> str:

@@ -167,6 +167,8 @@ def headline(found: Sequence[Arm]) -> str:
     if len(found) < 2:
         return ""
     best, worst = max(found, key=lambda arm: arm.solve_rate), min(found, key=lambda arm: arm.solve_rate)
+    if best.solve_rate == worst.solve_rate:
+        return f"All arms solve {share_text(best.solve_rate)} of the held-out problems."
     return (
         f"{best.name} solves {share_text(best.solve_rate)} of the held-out problems, "
         f"{worst.name} {share_text(worst.solve_rate)}."

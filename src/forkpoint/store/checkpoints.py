@@ -34,6 +34,8 @@ Manifest: TypeAlias = dict[str, dict[str, str | int]]
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+FORMAT = 1
+"""Of `state.json`; a newer one is refused."""
 _ASIDE_PREFIX = ".old-"
 _STEP = re.compile(r"step-(\d{6,})", re.ASCII)
 _STAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", re.ASCII)
@@ -92,7 +94,9 @@ def save_checkpoint(folder: Path, write: Callable[[Path], None], *, state: Mappi
         for name in (STATE, MANIFEST):
             if (temporary / name).exists():
                 raise ValueError(f"{name} is written by save_checkpoint itself")
-        write_text_atomic(temporary / STATE, encode_json(state))
+        # The state says which files belong to it, so that none can vanish together with its line of the manifest.
+        wrapped: dict[str, JSON] = {"format": FORMAT, "files": sorted(_files(temporary)), "state": state}
+        write_text_atomic(temporary / STATE, encode_json(wrapped))
         write_manifest(temporary)
         _replace(temporary, folder)
     return folder
@@ -150,7 +154,7 @@ def _digest(path: Path) -> str:
 
 
 def _describe(folder: Path) -> Manifest:
-    files = sorted(_files(folder).items())
+    files = sorted(item for item in _files(folder).items() if item[0] != MANIFEST)
     return {name: {"sha256": _digest(path), "bytes": path.stat().st_size} for name, path in files}
 
 
@@ -226,11 +230,32 @@ def load_state(path: Path) -> dict[str, Any]:
     """The `state` with which a checkpoint was saved, after its files were verified.
 
     Raises:
-        CheckpointError: the checkpoint is incomplete or altered.
+        CheckpointError: the checkpoint is incomplete, altered, or of a newer version; names what is wrong.
     """
-    if STATE not in verify_checkpoint(path):
+    manifest = verify_checkpoint(path)
+    if STATE not in manifest:
         raise CheckpointError(f"{path} holds a model but no {STATE}: it was exported, and cannot be resumed")
-    return decode_json((path / STATE).read_bytes())
+    wrapped = _decoded_state(path / STATE)
+    for name in sorted(set(wrapped["files"]) ^ (set(manifest) - {STATE})):
+        what = "is missing" if name in wrapped["files"] else "does not belong to the checkpoint"
+        raise CheckpointError(f"{path / name} {what}")
+    return wrapped["state"]
+
+
+def _decoded_state(place: Path) -> dict[str, Any]:
+    try:
+        wrapped = decode_json(place.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{place} cannot be read: {str(error).splitlines()[0]}") from error
+    kinds = {"format": int, "files": list, "state": dict}
+    for key, kind in kinds.items():
+        if not isinstance(wrapped, dict) or key not in wrapped:
+            raise CheckpointError(f"{place} lacks '{key}'")
+        if not isinstance(wrapped[key], kind):
+            raise CheckpointError(f"{place} holds {type(wrapped[key]).__name__} as '{key}', not {kind.__name__}")
+        if key == "format" and wrapped[key] != FORMAT:
+            raise CheckpointError(f"{place} has format {wrapped[key]}, this forkpoint knows {FORMAT}")
+    return wrapped
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -247,19 +272,29 @@ def latest_checkpoint(
     """The newest checkpoint of a stage, None where there is none.
 
     With `verify` a damaged one is passed over and told to `damaged`, by default as a RuntimeWarning.
+
+    Raises:
+        CheckpointError: there are checkpoints, and all are damaged.
     """
-    for path in reversed(list_checkpoints(folder)):
+    found = list_checkpoints(folder)
+    last = "unknown"
+    for path in reversed(found):
         if not verify:
             return path
         try:
             verify_checkpoint(path)
         except CheckpointError as error:
+            last = str(error)
             if damaged is None:
                 warnings.warn(f"{error}; falling back to the checkpoint before it", RuntimeWarning, stacklevel=2)
             else:
                 damaged(error)
         else:
             return path
+    if found:
+        raise CheckpointError(
+            f"no checkpoint in {folder} is whole ({last}); remove that folder to begin the stage again"
+        )
     return None
 
 
@@ -275,15 +310,20 @@ def clean_checkpoints(folder: Path) -> list[Path]:
     return remove_temporaries(folder)
 
 
-def prune_checkpoints(folder: Path, keep: int) -> list[Path]:
+def prune_checkpoints(folder: Path, keep: int, *, newest: Path | None = None) -> list[Path]:
     """Remove all but the newest `keep` checkpoints of a stage; the paths removed.  Call it after a save.
+
+    With `newest`, the one that was just saved, later ones go too: they were damaged, and the stage went on before them.
 
     Raises:
         ValueError: `keep` is below 1.
     """
     if keep < 1:
         raise ValueError(f"keep = {keep} must be at least 1")
-    doomed = list_checkpoints(folder)[:-keep]
+    found = list_checkpoints(folder)
+    last = checkpoint_update(newest) if newest is not None else None
+    kept = [path for path in found if last is None or checkpoint_update(path) <= last][-keep:]
+    doomed = [path for path in found if path not in kept]
     for path in doomed:
         remove_folder(path)
     return doomed

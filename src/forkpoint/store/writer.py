@@ -208,7 +208,7 @@ class RunWriter:
         0 keeps an evaluation before training; -1 forgets all, for a stage that left no checkpoint.
 
         Raises:
-            StoreError: the stage is unknown.
+            StoreError: the stage is unknown, or lacks an update up to this one: then nothing was forgotten.
         """
         with transaction(self._connection, "rewind"):
             # Verdicts and credits go with their rollouts.
@@ -221,6 +221,13 @@ class RunWriter:
                 (update, stage),
             ).rowcount
             self._require_stage(stage, found)
+            query = "SELECT count(*) FROM updates WHERE stage = ?"
+            kept = self._connection.execute(query, (stage,)).fetchone()[0]
+            if kept != max(0, update):
+                raise StoreError(
+                    f"stage '{stage}' has records of {kept} updates, but a checkpoint of update {update}: "
+                    f"{DATABASE} is older than its checkpoints"
+                )
             self._insert_event("resume", message or f"resumed after update {update}", stage=stage)
 
     def event(self, kind: str, message: str, *, stage: str | None = None) -> None:

@@ -94,9 +94,10 @@ class TableCritic:
             found = load_file(folder / FILE)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{folder / FILE} cannot be read: {str(error).splitlines()[0]}") from None
-        shapes = {name: array.shape for name, array in found.items()}
-        if shapes != {"values": self._values.shape, "seen": self._seen.shape}:
-            raise CheckpointError(f"{folder / FILE} is of another critic.")
+        wanted = {"values": self._values.shape, "seen": self._seen.shape}
+        for name in sorted({*wanted, *found}):
+            if name not in found or found[name].shape != wanted.get(name):
+                raise CheckpointError(f"{folder / FILE}: {name} is missing or of another critic.")
         self._values, self._seen = found["values"].copy(), found["seen"].copy()
 
 

@@ -38,7 +38,7 @@ class TextTraining:
     def unit(self, update: int) -> list[Step]:
         """The one step of this update."""
         began = time.perf_counter()
-        rows = with_bugs(weighted_rows(self.draw(update)), self.stage.bugs)
+        rows = self.rows(self.draw(update))
         sums = accumulate(self.policy, rows, Objective(imitation=True), max_tokens=self.stage.max_batch_tokens)
         changes = self.optimization.step(update)
         seconds = time.perf_counter() - began
@@ -51,6 +51,10 @@ class TextTraining:
             **changes,
         }
         return [Step(update=update, metrics=metrics, seconds=seconds, tokens=0)]
+
+    def rows(self, examples: Sequence[TextExample]) -> list[Row]:
+        """The weighted rows of an update's texts, under the bugs that the recipe asks for."""
+        return with_bugs(weighted_rows(examples), self.stage.bugs)
 
 
 def weighted_rows(examples: Sequence[TextExample]) -> list[Row]:

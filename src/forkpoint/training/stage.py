@@ -9,7 +9,7 @@ from forkpoint.errors import CheckpointError
 from forkpoint.policies.protocol import Policy
 from forkpoint.probe import Probe
 from forkpoint.records import Credit, Group, UpdateRecord
-from forkpoint.seeds import Key
+from forkpoint.seeds import Key, content_hash
 from forkpoint.store import (
     RunWriter,
     StageStatus,
@@ -25,6 +25,7 @@ from forkpoint.store import (
 from forkpoint.store.encoding import JSON
 from forkpoint.training.critic import Critic
 from forkpoint.training.evaluation import EvaluationPlan, evaluate
+from forkpoint.training.hooks import Hook, Loop
 from forkpoint.training.optimization import Optimization
 from forkpoint.training.unit import Step, Training
 
@@ -55,6 +56,8 @@ class StageContext:
     """Asked between units; True ends the stage early with a checkpoint."""
     critic: Critic | None = None
     """What the stage trains and saves beside its policy."""
+    hooks: tuple[Hook, ...] = ()
+    """Called before the first update and after every unit."""
 
 
 def run_stage(context: StageContext) -> StageStatus:
@@ -72,6 +75,8 @@ class _Running:
         checkpoint = latest_checkpoint(self.folder, damaged=self._damaged)
         self.done = self.previous = checkpoint_update(checkpoint) if checkpoint else 0
         self.saved = self.done if checkpoint else -1
+        if checkpoint:
+            self._check_state(checkpoint)
         self.writer.begin_stage(
             self.stage.name, kind=self.stage.kind, parent=parent(self.stage), updates_total=self.stage.updates
         )
@@ -79,7 +84,6 @@ class _Running:
         self.policy = context.load_policy(context.parent, checkpoint)
         self.optimization = Optimization(self.policy.model, self.stage)
         if checkpoint:
-            self._check_state(checkpoint)
             self.optimization.load(checkpoint, weights=self.policy.has_adapters)
             if context.critic is not None:
                 context.critic.load(checkpoint)
@@ -90,20 +94,24 @@ class _Running:
         self.writer.event("damaged", str(error), stage=self.stage.name)
 
     def _check_state(self, checkpoint: Path) -> None:
-        """Raises CheckpointError for a checkpoint of another stage or update."""
+        """Raises CheckpointError for a checkpoint of another stage, update or recipe."""
         state, wanted = load_state(checkpoint), self._state()
-        for key in ("stage", "update"):
-            if state.get(key) != wanted[key]:
-                raise CheckpointError(f"{checkpoint} is of {key} {state.get(key)}, not {wanted[key]}.")
+        for key, value in wanted.items():
+            if key not in state:
+                raise CheckpointError(f"{checkpoint}: state.json lacks '{key}'.")
+            if key != "identity" and state[key] != value:
+                raise CheckpointError(f"{checkpoint} is of {key} {state[key]}, not {value}.")
 
     def _state(self) -> dict[str, JSON]:
-        return {"stage": self.stage.name, "update": self.done, "identity": self.context.identity}
+        recipe = content_hash((self.context.run / "recipe.toml").read_text("utf-8"))
+        return {"stage": self.stage.name, "update": self.done, "recipe": recipe, "identity": self.context.identity}
 
     def run(self) -> StageStatus:
         """Runs the units that are left."""
         stage, context = self.stage, self.context
         if self.done < stage.updates:
             training = context.make_training(self.policy, self.optimization, self.probe, self.weights_changed)
+            self._inspect(training, [])
             if self.done == 0 and stage.evaluate_every:
                 self._evaluate(0)
             while self.done < stage.updates:
@@ -111,7 +119,9 @@ class _Running:
                     self._checkpoint()
                     self.writer.finish_stage(stage.name, status=StageStatus.STOPPED, message="stopped on request")
                     return StageStatus.STOPPED
-                self._record(training.unit(self.done + 1))
+                steps = training.unit(self.done + 1)
+                self._record(steps)
+                self._inspect(training, steps)
                 if self._due(stage.checkpoint_every):
                     self._checkpoint()
         self._checkpoint()
@@ -133,6 +143,25 @@ class _Running:
         if self._due(stage.evaluate_every) and self.done < stage.updates:
             self._evaluate(self.done)
 
+    def _inspect(self, training: Training, steps: list[Step]) -> None:
+        """Lets every hook look, stores what it found, and raises what it stops the stage for."""
+        context = self.context
+        for hook in context.hooks:
+            found = hook(
+                Loop(
+                    run=context.run, stage=self.stage, key=context.key, task=context.plan.task, policy=self.policy,
+                    probe=self.probe, training=training, done=self.done, previous=self.previous, steps=tuple(steps),
+                )
+            )  # fmt: skip
+            if found is None:
+                continue
+            if found.findings:
+                self.writer.record_findings(
+                    found.findings, audits=(found.audit,), stage=self.stage.name, update=self.done
+                )
+            if found.stop is not None:
+                raise found.stop
+
     def _due(self, every: int) -> bool:
         """Whether a multiple of `every` lies in the unit that was just done."""
         return bool(every) and self.done // every > self.previous // every
@@ -146,8 +175,7 @@ class _Running:
         self.writer.record_evaluation(self.stage.name, update, evaluation, metrics=metrics)
 
     def _checkpoint(self) -> None:
-        if self.saved == self.done:
-            return
+        path = checkpoint_path(self.folder, self.done)
 
         def write(folder: Path) -> None:
             self.policy.save(folder)
@@ -155,9 +183,11 @@ class _Running:
             if self.context.critic is not None:
                 self.context.critic.save(folder)
 
-        save_checkpoint(checkpoint_path(self.folder, self.done), write, state=self._state())
-        prune_checkpoints(self.folder, self.stage.keep_checkpoints)
-        self.saved = self.done
+        if self.saved != self.done:
+            save_checkpoint(path, write, state=self._state())
+            self.saved = self.done
+        # Also after a kill between the two.
+        prune_checkpoints(self.folder, self.stage.keep_checkpoints, newest=path)
 
 
 def kept_rollouts(stage: RLStage | TextStage, step: Step, key: Key) -> tuple[list[Group], list[Credit]]:
