@@ -44,6 +44,51 @@ class ScoreRequest:
     temperature: float = 1.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Continuation:
+    """A rollout taken up again: its first `prefix_length` tokens are kept and the rest is drawn anew.
+
+    Budget, stop strings and temperature are those of the rollout, so the reward means the same.
+    """
+
+    problem: Problem
+    rollout: Rollout
+    prefix_length: int
+    index: int
+    """Tells the continuations of one prefix apart."""
+    purpose: str
+    """Who asks; names the random stream."""
+    prefix: Ints | None = None
+    """`prefix_length` tokens to go on from instead of the rollout's own; their log-probabilities are taken as 0."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A task whose transcripts have a state that all that follows depends on (rule `state_group`)."""
+
+    def state(self, problem: Problem, transcript: str) -> str:
+        """The state after a transcript; equal states have equal futures."""
+        ...
+
+
+@runtime_checkable
+class Answerable(Protocol):
+    """A task whose answer can be asked for in the middle of a rollout (rule `answer_progress`)."""
+
+    def early_answer(self, problem: Problem, transcript: str) -> str:
+        """The text that gives the right answer at once after a transcript."""
+        ...
+
+
+@runtime_checkable
+class Privileged(Protocol):
+    """A task whose prompt can hold knowledge that the policy does not have (rule `privileged`)."""
+
+    def privileged_prompt(self, problem: Problem, knowledge: str) -> str:
+        """The prompt with knowledge in it, such as the answer or a solution, as pretraining taught to read it."""
+        ...
+
+
 @runtime_checkable
 class Sampler(Protocol):
     """An engine that draws rollouts.  Rollouts come back as they finish, in any order."""
@@ -65,6 +110,10 @@ class Probe(Protocol):
         """One rollout for each request, in the order of the requests."""
         ...
 
+    def branch(self, requests: Sequence[Continuation]) -> list[Rollout]:
+        """One rollout for each request, in order; of each only the tokens after the prefix are new and counted."""
+        ...
+
     def score(self, requests: Sequence[ScoreRequest]) -> list[Floats]:
         """The log-probability of each token of each request, nats."""
         ...
@@ -75,6 +124,19 @@ class Probe(Protocol):
 
     def values(self, rollouts: Sequence[Rollout]) -> list[Floats]:
         """The critic's value of the state before each token of each rollout, in units of reward."""
+        ...
+
+    def encode(self, text: str) -> Ints:
+        """The tokens of a text that continues a rollout."""
+        ...
+
+    def encode_prompt(self, prompt: str) -> Ints:
+        """The tokens of a prompt, as a rollout has it."""
+        ...
+
+    @property
+    def task(self) -> object:
+        """The task behind the batch; what a rule needs of it, the protocols above say."""
         ...
 
     @property

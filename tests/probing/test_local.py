@@ -1,6 +1,7 @@
 """The probe of this process: order, scores against a plain forward, and what it counts."""
 
 from collections.abc import Iterable, Iterator
+from typing import cast
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ from forkpoint.batching import Row, pad_rows
 from forkpoint.policies.causal import CausalPolicy
 from forkpoint.policies.texts import Texts, alphabet_tokenizer
 from forkpoint.policies.tiny import build_decoder
-from forkpoint.probe import Probe, Sampler, SampleRequest, ScoreRequest
-from forkpoint.probing.local import LocalProbe
+from forkpoint.probe import Continuation, Probe, Sampler, SampleRequest, ScoreRequest
+from forkpoint.probing.local import BranchPlan, LocalProbe
 from forkpoint.records import Outcome, Problem, Rollout, Verdict, frozen_array
 from forkpoint.sampling.engine import LocalSampler
 from forkpoint.seeds import Key
+from forkpoint.tasks.protocol import Task
 
 PROBLEM = Problem(task="toy", key="5", prompt="ab", answer="c")
 
@@ -138,3 +140,47 @@ def test_scoring_takes_no_gradient(probe: LocalProbe, policy: CausalPolicy) -> N
     logprobs, _ = policy.logprobs(pad_rows([row], [0]))
     logprobs.sum().backward()
     assert any(parameter.grad is not None for parameter in policy.model.parameters())
+
+
+class Toy:
+    """Of a task only what a continuation needs."""
+
+    def stop(self, problem: Problem) -> tuple[str, ...]:
+        return ("f",)
+
+
+def test_a_branch_keeps_its_prefix_and_the_terms_of_its_rollout(policy: CausalPolicy) -> None:
+    plan = BranchPlan(task=cast("Task", Toy()), key=Key.root(3), max_new_tokens=12)
+    probe = LocalProbe(policy, LocalSampler(policy, slots=8), judge, plan=plan)
+    request = SampleRequest(
+        key=Key.root(2), problem=PROBLEM, prompt_tokens=probe.encode_prompt("ab"), group_id="g", stage="rl", update=4,
+        index=0, max_new_tokens=12, stop=("f",),
+    )  # fmt: skip
+    (rollout,) = probe.sample([request])
+    assert len(rollout.tokens) > 3
+    spent = probe.cost["sampled_tokens"]
+    other = probe.encode("abc")
+    asked = [
+        Continuation(problem=PROBLEM, rollout=rollout, prefix_length=2, index=0, purpose="test"),
+        Continuation(problem=PROBLEM, rollout=rollout, prefix_length=2, index=1, purpose="test"),
+        Continuation(problem=PROBLEM, rollout=rollout, prefix_length=3, index=0, purpose="test", prefix=other),
+    ]
+    first, second, third = probe.branch(asked)
+    assert [found.prefix_length for found in (first, second, third)] == [2, 2, 3]
+    assert first.tokens[:2].tolist() == second.tokens[:2].tolist() == rollout.tokens[:2].tolist()
+    assert third.tokens[:3].tolist() == other.tolist()
+    assert not first.loss_mask[:2].any()
+    assert first.loss_mask[2:].all()
+    assert first.parent_id == rollout.id != third.parent_id
+    assert max(len(found.tokens) for found in (first, second, third)) <= 12
+    new = sum(int(found.loss_mask.sum()) for found in (first, second, third))
+    assert probe.cost["sampled_tokens"] - spent == new
+    again = probe.branch(asked)
+    assert [r.tokens.tolist() for r in again] == [r.tokens.tolist() for r in (first, second, third)]
+    assert first.tokens.tolist() != second.tokens.tolist()
+
+
+def test_without_a_plan_nothing_is_continued(probe: LocalProbe) -> None:
+    assert probe.task is None
+    with pytest.raises(ValueError, match="no plan"):
+        probe.branch([])

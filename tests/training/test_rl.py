@@ -43,6 +43,7 @@ class Scripted:
     lengths: tuple[int, ...] = (3, 5, 2, 4)
     behavior: float | None = None
     asked: list = field(default_factory=list)
+    cost: dict = field(default_factory=dict)
 
     def sample(self, requests):
         self.asked.append(requests)

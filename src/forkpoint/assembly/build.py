@@ -117,7 +117,7 @@ class Assembly:
         return StageContext(
             run=self.run, stage=stage, key=key, writer=writer, parent=self._parent(stage),
             load_policy=partial(self._stage_policy, name),
-            make_probe=lambda made: self._probe(made, task, critic=critic),
+            make_probe=lambda made: self._probe(made, task, critic=critic, stage=stage),
             make_training=partial(self._training, stage, task, critic),
             critic=critic, plan=plans[0], final_plan=plans[1], identity=run_identity(recipe), stop=stop,
             hooks=self._hooks(stage),
@@ -139,7 +139,7 @@ class Assembly:
             if critic is not None:
                 critic.load(checkpoint)
         done = 0 if checkpoint is None else checkpoint_update(checkpoint)
-        probe, changed = self._probe(policy, task, critic=critic)
+        probe, changed = self._probe(policy, task, critic=critic, stage=stage)
         changed(done)
         training = self._training(stage, task, critic, policy, optimization, probe, changed)
         return Loop(
@@ -213,15 +213,19 @@ class Assembly:
         return add_adapters(policy, rank=spec.lora.rank, alpha=spec.lora.alpha, modules=spec.lora.modules, key=key)
 
     def _probe(
-        self, policy: "Policy", task: Task, *, critic: "Critic | None" = None
+        self, policy: "Policy", task: Task, *, critic: "Critic | None" = None, stage: RLStage | TextStage | None = None
     ) -> tuple["Probe", Callable[[int], None]]:
-        from forkpoint.probing.local import LocalProbe
+        from forkpoint.probing.local import BranchPlan, LocalProbe
         from forkpoint.verifiers.guard import guarded
 
         sampler = self._sampler(policy, task)
         verifier = guarded(task.verify, fixed_length=getattr(task, "budget", None))
         values = None if critic is None else critic.values
-        return LocalProbe(policy, sampler, verifier, critic=values), sampler.update_weights
+        plan = None
+        if isinstance(stage, RLStage):
+            key = Key.root(self.recipe.seed).child(stage.name)
+            plan = BranchPlan(task=task, key=key, max_new_tokens=stage.max_new_tokens)
+        return LocalProbe(policy, sampler, verifier, critic=values, plan=plan), sampler.update_weights
 
     def _sampler(self, policy: "Policy", task: Task) -> "Sampler":
         from forkpoint.policies.causal import CausalPolicy

@@ -1,19 +1,33 @@
 """The probe of this process: one policy, one sampler, one guarded verifier, and a count of what they spent."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from forkpoint.batching import Row, length_buckets, pad_rows
 from forkpoint.policies.protocol import Policy
-from forkpoint.probe import Sampler, SampleRequest, ScoreRequest
-from forkpoint.records import Floats, Problem, Rollout, Verdict, frozen_array
+from forkpoint.probe import Continuation, Sampler, SampleRequest, ScoreRequest
+from forkpoint.records import Floats, Ints, Problem, Rollout, StopReason, Verdict, frozen_array
+from forkpoint.seeds import Key
+from forkpoint.tasks.protocol import Task
 from forkpoint.verifiers.guard import Verifier
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BranchPlan:
+    """What continuations of a stage's rollouts need beside the rollouts."""
+
+    task: Task
+    key: Key
+    """Names the run and the stage."""
+    max_new_tokens: int
+
+
 class LocalProbe:
-    """Answers in the order of the requests."""
+    """Answers in the order of the requests; continues rollouts only with a `plan`."""
 
     def __init__(
         self,
@@ -23,8 +37,10 @@ class LocalProbe:
         *,
         max_batch_tokens: int = 8192,
         critic: Callable[[Sequence[Rollout]], list[Floats]] | None = None,
+        plan: "BranchPlan | None" = None,
     ) -> None:
         self._policy, self._sampler, self._verifier, self._critic = policy, sampler, verifier, critic
+        self._plan = plan
         self._max_batch_tokens = max_batch_tokens
         self._cost = {"sampled_tokens": 0, "scored_tokens": 0, "verifier_calls": 0, "forwards": 0}
 
@@ -41,6 +57,43 @@ class LocalProbe:
         rollouts = [found[request.key.hex] for request in requests]
         self._cost["sampled_tokens"] += sum(int(rollout.loss_mask.sum()) for rollout in rollouts)
         return rollouts
+
+    def branch(self, requests: Sequence[Continuation]) -> list[Rollout]:
+        """One continuation for each request, in order; only new tokens are counted."""
+        plan = self._branch_plan
+        asked = []
+        for request in requests:
+            rollout = request.rollout
+            parent = rollout if request.prefix is None else _with_prefix(rollout, request.prefix)
+            key = plan.key.child("branch", request.purpose, parent.id, request.prefix_length, request.index)
+            asked.append(
+                SampleRequest(
+                    key=key, problem=request.problem, prompt_tokens=rollout.prompt_tokens, group_id=rollout.group_id,
+                    stage=rollout.stage, update=rollout.update, index=request.index, temperature=rollout.temperature,
+                    max_new_tokens=plan.max_new_tokens, stop=plan.task.stop(request.problem), parent=parent,
+                    prefix_length=request.prefix_length,
+                )
+            )  # fmt: skip
+        return self.sample(asked)
+
+    @property
+    def _branch_plan(self) -> BranchPlan:
+        if self._plan is None:
+            raise ValueError("this probe has no plan to continue rollouts by")
+        return self._plan
+
+    @property
+    def task(self) -> Task | None:
+        """The task behind the batch; None where the probe has no plan."""
+        return None if self._plan is None else self._plan.task
+
+    def encode(self, text: str) -> Ints:
+        """The tokens of a text that continues a rollout."""
+        return self._policy.texts.encode(text)
+
+    def encode_prompt(self, prompt: str) -> Ints:
+        """The tokens of a prompt, as a rollout has it."""
+        return self._policy.texts.encode_prompt(prompt)
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Floats]:
         """The log-probability of each token of each request, nats; requests of one call share their temperature."""
@@ -76,3 +129,19 @@ class LocalProbe:
         """The guarded verdict on each rollout."""
         self._cost["verifier_calls"] += len(rollouts)
         return [self._verifier(problem, rollout) for rollout in rollouts]
+
+
+def _with_prefix(rollout: Rollout, prefix: Ints) -> Rollout:
+    """The rollout as if it had begun with other tokens; its own id with a hash of them."""
+    count = len(prefix)
+    digest = hashlib.sha256(np.ascontiguousarray(prefix, np.int32).tobytes()).hexdigest()[:16]
+    return replace(
+        rollout,
+        id=f"{rollout.id}~{digest}",
+        tokens=frozen_array(prefix, np.int32),
+        behavior_logprobs=frozen_array(np.zeros(count), np.float32),
+        loss_mask=frozen_array(np.zeros(count), np.bool_),
+        spans=tuple(replace(span, end=min(span.end, count)) for span in rollout.spans if span.start < count),
+        # Something is still to come.
+        stop_reason=StopReason.LENGTH,
+    )

@@ -53,7 +53,10 @@ class RLTraining:
         groups, metrics = self._judged(update)
         batch = Batch(groups=tuple(groups), update=update)
         batch = rewarded(batch, self.probe, self.stage)
+        spent = self.probe.cost
         credits = self.credit_rule(batch, self.probe, **self.stage.credit.options) if batch.groups else []
+        extra = {f"credit_{name}": float(count - spent[name]) for name, count in self.probe.cost.items()}
+        metrics |= {name: count for name, count in extra.items() if count}
         if len(credits) != len(batch.rollouts):
             raise ValueError(
                 f"credit.rule = '{self.stage.credit.rule}' gave {len(credits)} credits, not {len(batch.rollouts)}"
@@ -72,7 +75,7 @@ class RLTraining:
                 update=number,
                 metrics={**(metrics if part == 0 else {}), **_group_metrics(some, their), **changes, **seconds},
                 seconds=ended - began,
-                tokens=int(metrics["sampled_tokens"]) if part == 0 else 0,
+                tokens=int(metrics["sampled_tokens"] + extra.get("credit_sampled_tokens", 0.0)) if part == 0 else 0,
                 # Rollouts carry the batch's first update, and are kept or rewound with it.
                 groups=batch.groups if part == 0 else (),
                 credits=tuple(credits) if part == 0 else (),
