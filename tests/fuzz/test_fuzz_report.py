@@ -175,3 +175,10 @@ def test_the_check_itself_would_see_an_escape_that_is_missing(harmless, tmp_path
         check(page(tmp_path / "run", "<script>alert(1)</script>"), harmless)
     monkeypatch.undo()
     _environment.cache_clear()
+
+
+def test_a_huge_text_does_not_make_a_huge_page(tmp_path, monkeypatch, harmless):
+    monkeypatch.setitem(globals(), "clean", lambda text: SHAPE)
+    html = page(tmp_path / "run", "<script>\x00\u202e" * 20_000)
+    assert len(html) < 2_000_000
+    check(html, harmless)

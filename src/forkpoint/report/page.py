@@ -31,7 +31,7 @@ from forkpoint.report.summary import (
     share_text,
     stage_data,
 )
-from forkpoint.report.text import token_texts, visible
+from forkpoint.report.text import shorten, token_texts, visible
 from forkpoint.store import Event, RunReader, StageRecord
 
 HEALTH = {Severity.INFO: "ok", Severity.WARNING: "watch", Severity.CRITICAL: "sick"}
@@ -39,6 +39,8 @@ REPORT = "report.html"
 """Name of the page in a run folder."""
 MAX_EVENTS = 200
 """Events shown, the last ones."""
+MAX_TEXT = 24_000
+"""Characters of any one text shown."""
 MAX_FINDINGS = 50
 """Findings of a stage shown, the worst first."""
 MAX_RECIPE = 20_000
@@ -139,7 +141,7 @@ def _environment() -> Environment:
 
 
 def _printable(value: Any) -> Any:  # noqa: ANN401
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return visible(shorten(value, MAX_TEXT)) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def count_text(count: int) -> str:
