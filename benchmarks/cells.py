@@ -34,7 +34,7 @@ from scipy import stats
 
 from forkpoint.config.load import load_recipe
 from forkpoint.config.recipe import Recipe, parent
-from forkpoint.files import write_text_atomic
+from forkpoint.files import make_folder, write_text_atomic
 from forkpoint.report.arms import final_evaluation
 from forkpoint.store import RunReader, latest_checkpoint, stage_folder
 
@@ -133,6 +133,7 @@ def store(cell: Cell, runs: Path) -> None:
         "machine": platform.machine(),
         "stages": stages,
     }
+    make_folder(cell.place.parent)
     write_text_atomic(cell.place, json.dumps(record, indent=1) + "\n")
     shutil.rmtree(folder)
 
@@ -234,7 +235,7 @@ def print_markdown(rows: Sequence[dict[str, Any]], references: Sequence[str]) ->
     for row in rows:
         name = f"{row['arm']}: {row['stage']}" if several else row["stage"]
         parts = [shown(row[f"minus {reference}"], "+") for reference in references]
-        cells = [name, str(row["seeds"]), shown(row), *parts, f"{row['petaflops']:.3f}", f"{row['grad_norm']:.3g}"]
+        cells = [name, str(row["seeds"]), shown(row), *parts, f"{row['petaflops']:.3g}", f"{row['grad_norm']:.3g}"]
         print("| " + " | ".join(cells) + " |")
 
 

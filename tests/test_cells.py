@@ -58,7 +58,6 @@ def test_a_finished_cell_is_not_run_again(cells: ModuleType, tmp_path: Path) -> 
     experiment = tmp_path / "one.toml"
     experiment.write_text('recipe = "small.toml"\nseeds = [3]\nreference = ["base"]\n[arms]\nall = []\n')
     found, references = cells.read_experiment(experiment)
-    (tmp_path / "cells" / "one").mkdir(parents=True)
     cells.run_cells(found, tmp_path / "runs", jobs=1, budget=120.0)
     record = json.loads(found[0].place.read_text())
     assert [(stage["stage"], stage["parent"], stage["problems"]) for stage in record["stages"]] == [
