@@ -27,6 +27,10 @@ HOSTILE = (
 """Texts that no verifier may accept, hang on, or raise for."""
 
 
+MAX_FAILURES = 3
+"""Reference answers in a row on which a verifier may fail before a task is given up."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskCheck:
     """What `check_task` found."""
@@ -46,7 +50,7 @@ class TaskCheck:
 def check_task(task: Task, *, count: int = 200, seed: int = 0) -> TaskCheck:
     """Reference answers verify, wrong and hostile ones do not, problems repeat from their key, corpora give texts."""
     faults: list[str] = []
-    accepted = wrong = refused = 0
+    accepted = wrong = refused = failures = 0
     for index in range(count):
         key = Key.root(seed).child("conformance", index)
         problem = task.problem(key)
@@ -54,6 +58,10 @@ def check_task(task: Task, *, count: int = 200, seed: int = 0) -> TaskCheck:
             faults.append(f"{problem.key}: the same key gives another problem")
         verdict = task.verify(problem, written_rollout(problem, task.solve(problem)))
         accepted += verdict.correct is True
+        failures = failures + 1 if verdict.outcome is Outcome.ERROR else 0
+        if failures == MAX_FAILURES:
+            faults.append(f"the verifier failed on {failures} reference answers in a row: {verdict.reason}")
+            break
         if not verdict.correct:
             answer = task.solve(problem)[:60]
             faults.append(f"{problem.key}: the reference answer {answer!r} is {verdict.outcome}: {verdict.reason}")
@@ -64,7 +72,7 @@ def check_task(task: Task, *, count: int = 200, seed: int = 0) -> TaskCheck:
             if judged.correct:
                 faults.append(f"{problem.key}: the wrong answer {answer[:60]!r} is accepted")
     faults += _corpus_faults(task, Key.root(seed))
-    return TaskCheck(problems=count, accepted=accepted, wrong=wrong, refused=refused, faults=tuple(faults))
+    return TaskCheck(problems=index + 1, accepted=accepted, wrong=wrong, refused=refused, faults=tuple(faults))
 
 
 def _corpus_faults(task: Task, key: Key) -> Iterable[str]:

@@ -206,7 +206,7 @@ def test_search_is_simulated_where_it_must_be(ask, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["hitting-time", "--branches", 0], "--branches 0: the graph needs at least 1 branch"),
+        (["hitting-time", "--branches", 0], "--branches 0: the graph needs 1 to 1000000 branches"),
         (["hitting-time", "--depth", 0], "--depth 0: every branch needs at least 1"),
         (["hitting-time", "--lanes", -2], "--lanes -2: every branch needs at least 1"),
         (["hitting-time", "--branches", 3, "--depth", 2, "--depth", 1], "--depth is given 2 times for 3 branches"),

@@ -55,7 +55,7 @@ def test_every_default_is_written_out():
     tree = tomllib.loads(recipe_to_toml(parse_recipe(BASE)))
     assert tree["seed"] == 0
     assert tree["policy"]["width"] == 96
-    assert tree["stage"][1]["credit"] == {"rule": "leave_one_out", "options": {}}
+    assert tree["stage"][1]["credit"] == {"rule": "leave_one_out", "options": {}, "wrap": [], "wrap_options": {}}
     assert tree["stage"][1]["betas"] == [0.9, 0.95]
     assert tree["evaluation"]["final_problems"] == 512
 
@@ -242,7 +242,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(RecipeError, match="cannot be read"):
         load_recipe(tmp_path)
     (tmp_path / "latin.toml").write_bytes(b"name = '\xe9'")
-    with pytest.raises(RecipeError, match="cannot be read"):
+    with pytest.raises(RecipeError, match="byte 8 is not UTF-8"):
         load_recipe(tmp_path / "latin.toml")
 
 

@@ -20,8 +20,11 @@ ADVANTAGES = {
 }
 
 
+DENSE = {"branch", "tree", "counterfactual", "privileged", "answer_progress", "state_group"}
+
+
 def test_table():
-    assert set(CREDIT_RULES) == {*ADVANTAGES, "survivors", "critic", "batch_baseline", "with_experts"}
+    assert set(CREDIT_RULES) == {*ADVANTAGES, "survivors", "critic", "batch_baseline", "with_experts", *DENSE}
 
 
 def test_leave_one_out_by_hand():

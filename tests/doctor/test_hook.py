@@ -88,8 +88,7 @@ def test_a_sick_loop_stops_the_stage_in_one_line(tmp_path, monkeypatch):
         (stage,) = reader.stages()
         claims = [finding.claim for finding in reader.findings("rl") if finding.severity is Severity.CRITICAL]
     assert stage.updates_done == 0
-    assert stage.message.startswith("doctor: reward sign: ")
-    assert "0 (bound 0.5)" in stage.message
+    assert stage.message.startswith("doctor: reward sign = 0 (bound 0.5): ")
     assert "flipped sign" in stage.message
     assert "\n" not in stage.message
     assert len(claims) == 1
@@ -181,9 +180,9 @@ def check_of(status, value=1.0):
 def test_checks_become_one_line_and_findings():
     checks = [check_of("ok"), check_of("watch"), check_of("sick", float("nan")), check_of("sick", 2.0)]
     assert [check.status for check in checks] == ["ok", "watch", "sick", "sick"]
-    assert line(checks[1]) == "a watch: looked; 1 (bound 0.5). Mend it."
+    assert line(checks[1]) == "a watch = 1 (bound 0.5): looked. Mend it."
     error = sickness(checks)
-    assert str(error) == "doctor: a sick: looked; nan (bound 0.5). Mend it. Also sick: a sick."
+    assert str(error) == "doctor: a sick = nan (bound 0.5): looked. Mend it. Also sick: a sick."
     assert sickness(checks[:2]) is None
     made = findings(checks)
     assert [finding.severity for finding in made] == [

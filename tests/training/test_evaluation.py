@@ -56,4 +56,4 @@ def test_the_means_leave_out_what_could_not_be_judged():
     )
     group = Group(problem=problem, rollouts=rollouts, verdicts=verdicts)
     assert means([group]) == {"evaluation_correct": 0.5, "evaluation_length": 3.0}
-    assert means([]) == {"evaluation_correct": 0.0, "evaluation_length": 0.0}
+    assert means([]) == {"evaluation_length": 0.0}

@@ -203,7 +203,7 @@ def test_a_group_shrunk_to_one_is_dropped(context, policy):
 
 @pytest.mark.parametrize("verdict", [FAILED, DUNNO])
 def test_nothing_is_learned_when_nothing_could_be_judged(verdict, context, policy):
-    step, made = one_update(context, policy, [[verdict] * 3, [verdict] * 3])
+    step, made = one_update(context, policy, [[verdict] * 3, [verdict] * 3], max_unusable=1.0)
     assert (made.optimization.taken, made.optimization.skips) == ([], 1)
     assert step.metrics["skipped"] == 1.0
     assert step.metrics["unusable"] == 1.0

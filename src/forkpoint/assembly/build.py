@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from forkpoint.store import RunWriter
     from forkpoint.training.critic import Critic
     from forkpoint.training.hooks import Hook, Loop
+    from forkpoint.training.imitation import Draw
     from forkpoint.training.optimization import Optimization
     from forkpoint.training.stage import StageContext
     from forkpoint.training.unit import Training
@@ -111,6 +112,7 @@ class Assembly:
                 samples=recipe.evaluation.samples,
                 temperature=recipe.evaluation.temperature,
                 max_new_tokens=evaluation_budget(recipe, stage),
+                max_unusable=stage.max_unusable,
             )
             for count in (recipe.evaluation.problems, recipe.evaluation.final_problems)
         ]
@@ -128,6 +130,7 @@ class Assembly:
         from forkpoint.store import checkpoint_update
         from forkpoint.training.hooks import Loop
         from forkpoint.training.optimization import Optimization
+        from forkpoint.training.stage import restored_curriculum
 
         stage = self.recipe.get_stage(name)
         task, key = self.task(stage), Key.root(self.recipe.seed).child(name)
@@ -142,6 +145,7 @@ class Assembly:
         probe, changed = self._probe(policy, task, critic=critic, stage=stage)
         changed(done)
         training = self._training(stage, task, critic, policy, optimization, probe, changed)
+        restored_curriculum(training, checkpoint)
         return Loop(
             run=self.run, stage=stage, key=key, task=task, policy=policy, probe=probe, training=training, done=done
         )
@@ -245,6 +249,7 @@ class Assembly:
         optimization: "Optimization", probe: "Probe", changed: Callable[[int], None],
     ) -> "Training":  # fmt: skip
         from forkpoint.training.components import Reference
+        from forkpoint.training.curriculum import Curriculum
         from forkpoint.training.imitation import TextTraining, corpus_draw, pool_draw
         from forkpoint.training.rl import RLTraining
 
@@ -257,12 +262,21 @@ class Assembly:
                 stage=stage, task=task, policy=policy, optimization=optimization, probe=probe, weights_changed=changed,
                 key=key, credit_rule=resolve("credit.rule", stage.credit.rule, CREDIT_RULES),
                 policy_loss=resolve("loss.name", stage.loss.name, LOSSES), reference=reference, critic=critic,
+                curriculum=Curriculum(stage.curriculum, task, key.child("curriculum")) if stage.curriculum else None,
             )  # fmt: skip
         if stage.data.startswith("rollouts:"):
-            draw = pool_draw(self._rollout_pool(stage, task), stage, key)
+            pool = self._rollout_pool(stage, task)
+            draw = self._ordered(stage, task, pool) if stage.order != "shuffled" else pool_draw(pool, stage, key)
         else:
             draw = corpus_draw(task, policy.texts, stage, key)
         return TextTraining(stage=stage, policy=policy, optimization=optimization, draw=draw)
+
+    def _ordered(self, stage: TextStage, task: Task, pool: list[Any]) -> "Draw":
+        """The pool by its perplexity under the weights that the stage starts from, also after a resume."""
+        from forkpoint.training.ordering import perplexity_draw
+
+        start = self._policy(self._parent(stage))
+        return perplexity_draw(pool, self._probe(start, task)[0], stage)
 
     def _rollout_pool(self, stage: TextStage, task: Task) -> list[Any]:
         """Correct rollouts of the final policy of another stage."""

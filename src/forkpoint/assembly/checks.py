@@ -7,17 +7,23 @@ from pathlib import Path
 from types import MappingProxyType, NoneType
 from typing import TYPE_CHECKING, Any, get_args
 
-import numpy as np
-
 from forkpoint.assembly.build import Assembly, build_policy, evaluation_budget
+from forkpoint.assembly.credit_checks import (
+    CreditPlan,
+    check_credit_lengths,
+    check_needs,
+    plan_credit,
+    try_credit,
+)
 from forkpoint.assembly.lab import build_critic
 from forkpoint.assembly.tables import CREDIT_RULES, LOSSES, resolve
+from forkpoint.config.curriculum import Curriculum
 from forkpoint.config.recipe import FolderPolicy, Recipe, RLStage, TextStage
+from forkpoint.credit.masks import WRAPPERS
 from forkpoint.errors import ModelError, RecipeError, TaskError, unknown_name
-from forkpoint.records import Batch, Floats, Group, Outcome, Problem, Reward, Rollout, Verdict, frozen_array
+from forkpoint.records import Problem
 from forkpoint.seeds import Key
 from forkpoint.tasks.protocol import Finite, Task, split_problems
-from forkpoint.verifiers.outside import written_rollout
 
 if TYPE_CHECKING:
     from forkpoint.policies.protocol import Policy
@@ -30,9 +36,10 @@ _PLAIN: Mapping[Any, tuple[type, ...]] = MappingProxyType(
 """Types that an option may declare, and those of the values that fit."""
 
 
-def check_recipe(recipe: Recipe, origin: Path, run: Path) -> None:
-    """Raises the first mistake as a ForkpointError: names, options, lengths, characters, data.
+def check_recipe(recipe: Recipe, origin: Path, run: Path) -> dict[str, CreditPlan]:
+    """What is known of the credit of each RL stage, by the stage's name.
 
+    Raises the first mistake as a ForkpointError: names, options, needs, lengths, characters, data.
     Builds the policy and every task, encodes prompts and texts of each stage, writes nothing.
     """
     assembly = Assembly(recipe=recipe, origin=origin, run=run)
@@ -46,8 +53,22 @@ def check_recipe(recipe: Recipe, origin: Path, run: Path) -> None:
     policy = build_policy(recipe, origin)
     if isinstance(recipe.policy, FolderPolicy) and recipe.policy.lora is not None:
         assembly.with_adapters(policy, "check")
+    plans = {}
     for stage in recipe.stage:
-        _check_stage(recipe, stage, tasks[stage.name], policy)
+        train = _check_stage(recipe, stage, tasks[stage.name], policy)
+        if isinstance(stage, RLStage):
+            plans[stage.name] = _check_credit(stage, tasks[stage.name], policy, train)
+    return plans
+
+
+def _check_credit(stage: RLStage, task: Task, policy: "Policy", train: Sequence[Problem]) -> CreditPlan:
+    """What is known of a stage's credit; raises a ForkpointError where the task or the policy lacks what it needs."""
+    where = f"[[stage]] '{stage.name}'"
+    check_needs(where, stage, task, train[0], by_character=policy.texts.by_character)
+    rule = resolve(f"{where}: credit.rule", stage.credit.rule, CREDIT_RULES)
+    try_credit(where, stage, rule, task, train[0])
+    check_credit_lengths(where, stage, task, policy, train[:PROBED])
+    return plan_credit(stage, task, policy, train[0])
 
 
 def check_device(device: str) -> None:
@@ -69,7 +90,11 @@ def _check_rules(stage: RLStage) -> None:
     _check_options(f"{where}: credit.options", rule, stage.credit.options)
     loss = resolve(f"{where}: loss.name", stage.loss.name, LOSSES)
     _check_options(f"{where}: loss.options", loss, stage.loss.options)
-    _try_rules(where, stage, rule, loss)
+    for name in stage.credit.wrap:
+        if name not in WRAPPERS:
+            raise RecipeError(unknown_name(f"{where}: credit.wrap", name, WRAPPERS))
+        _check_options(f"{where}: credit.wrap_options.{name}", WRAPPERS[name], stage.credit.wrap_options.get(name, {}))
+    _try_loss(where, stage, loss)
     if stage.credit.rule == "max_rl" and stage.reward.length_penalty:
         raise RecipeError(f"{where}: max_rl needs rewards of at least 0, so reward.length_penalty must be 0.")
     if stage.updates_per_batch > 1 and stage.loss.name in LOSSES and stage.loss.name not in OFF_POLICY_LOSSES:
@@ -94,38 +119,35 @@ def _check_options(where: str, function: Callable[..., Any], options: Mapping[st
             raise RecipeError(f"{where}.{name} = {value!r} must be {' or '.join(kind.__name__ for kind in kinds)}.")
 
 
-class _Values:
-    """Stands in for a probe: every value is 0."""
-
-    def values(self, rollouts: Sequence[Rollout]) -> list[Floats]:
-        return [frozen_array(np.zeros(len(rollout.tokens)), np.float32) for rollout in rollouts]
-
-
-def _try_rules(where: str, stage: RLStage, rule: Callable[..., Any], loss: Callable[..., Any]) -> None:
-    """Calls our own rules once, on next to nothing, so that they refuse options out of bounds before training."""
+def _try_loss(where: str, stage: RLStage, loss: Callable[..., Any]) -> None:
+    """Calls our own loss once, on next to nothing, so that it refuses options out of bounds before training."""
     import torch
 
-    problem = Problem(task="check", key="0", prompt="", answer="")
-    rollouts = tuple(written_rollout(problem, "x") for _ in range(2))
-    verdicts = tuple(Verdict(outcome=Outcome.WRONG, correct=False) for _ in rollouts)
-    group = Group(problem=problem, rollouts=rollouts, verdicts=verdicts, rewards=(Reward(total=1.0), Reward(total=0.0)))
     number = torch.zeros(1, 1)
     try:
-        if stage.credit.rule in CREDIT_RULES:
-            rule(Batch(groups=(group,), update=0), _Values(), **stage.credit.options)
         if stage.loss.name in LOSSES:
             loss(number, number, number, number, **stage.loss.options)
     except ValueError as error:
         raise RecipeError(f"{where}: {error}") from None
 
 
-def _check_stage(recipe: Recipe, stage: RLStage | TextStage, task: Task, policy: "Policy") -> None:
+def _check_curriculum(settings: Curriculum, task: Task, key: Key) -> None:
+    """Raises TaskError where the task lacks what a curriculum goes by."""
+    from forkpoint.training.candidates import Candidates
+
+    Candidates(settings, task, key)
+
+
+def _check_stage(recipe: Recipe, stage: RLStage | TextStage, task: Task, policy: "Policy") -> list[Problem]:
+    """Training problems of the stage; raises a ForkpointError for one that does not fit."""
     where = f"[[stage]] '{stage.name}'"
     key = Key.root(recipe.seed).child("check")
     if isinstance(task, Finite):
         train = [problem for problem in task.problems() if not problem.is_evaluation]
     else:
         train = split_problems(task, key, PROBED, evaluation=False)
+    if isinstance(stage, RLStage) and stage.curriculum is not None:
+        _check_curriculum(stage.curriculum, task, key)
     held_out = split_problems(task, key, PROBED, evaluation=True)
     for name, problems in (("training", train), ("evaluation", held_out)):
         if not problems:
@@ -138,6 +160,7 @@ def _check_stage(recipe: Recipe, stage: RLStage | TextStage, task: Task, policy:
             check_length(where, task, policy, problem, budget)
     elif isinstance(stage, TextStage) and stage.data:
         _check_corpus(where, stage, task, policy, key)
+    return train
 
 
 def _sampling_budget(recipe: Recipe, stage: RLStage | TextStage) -> int | None:

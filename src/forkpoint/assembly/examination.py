@@ -99,13 +99,13 @@ def _kept(run: Path, stage: RLStage | TextStage) -> "tuple[Step, ...]":
 
 
 def _examination(assembly: Assembly, loop: "Loop", weights: str, *, full: bool) -> StageExamination:
-    from forkpoint.doctor import FULL, SHORT, draw_subject, examine
-    from forkpoint.doctor.hook import TRIED, try_verifier
+    from forkpoint.doctor import FULL, SHORT
+    from forkpoint.doctor.hook import TRIED, checked, try_verifier
 
     extent = FULL if full else SHORT
     tried = _once(assembly, loop, lambda: try_verifier(loop, problems=extent.problems if full else TRIED))
-    subject = draw_subject(loop, extent, tried, stages=assembly.recipe.stage)
-    return StageExamination(stage=loop.stage.name, weights=weights, checks=tuple(examine(subject, alone=True)))
+    checks = checked(loop, extent, tried, stages=assembly.recipe.stage, alone=True)
+    return StageExamination(stage=loop.stage.name, weights=weights, checks=tuple(checks))
 
 
 def _once(assembly: Assembly, loop: "Loop", make: "Callable[[], Trial]") -> "Trial":

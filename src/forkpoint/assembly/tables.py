@@ -13,6 +13,7 @@ from forkpoint.config.recipe import FolderPolicy
 from forkpoint.errors import RecipeError, unknown_name
 from forkpoint.tasks.protocol import Task
 from forkpoint.verifiers.outside import OutsideTaskVerifier
+from forkpoint.verifiers.worker import RAISED
 
 TASKS: Mapping[str, str] = MappingProxyType(
     {
@@ -39,13 +40,8 @@ CREDIT_RULES: Mapping[str, str] = MappingProxyType(
     {
         name: f"forkpoint.credit:{name}"
         for name in (
-            "leave_one_out",
-            "group_mean_std",
-            "max_rl",
-            "survivors",
-            "critic",
-            "batch_baseline",
-            "with_experts",
+            *("leave_one_out", "group_mean_std", "max_rl", "survivors", "critic", "batch_baseline", "with_experts"),
+            *("branch", "tree", "counterfactual", "privileged", "answer_progress", "state_group"),
         )
     }
 )
@@ -102,8 +98,9 @@ def _outside_task(where: str, name: str, settings: Mapping[str, Any]) -> Task:
         task: Task = build(**settings)
         # Foreign code judges in a child that can be killed; everything else of the task is asked here.
         object.__setattr__(task, "verify", OutsideTaskVerifier(name, settings))
-    except AttributeError:
-        raise RecipeError(f"{where} = '{name}' gives an object without __dict__: no guard fits on it.") from None
+    except RAISED as error:
+        line = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise RecipeError(f"{where} = '{name}' cannot be built: {line}.") from None
     return task
 
 

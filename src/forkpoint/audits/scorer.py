@@ -268,7 +268,8 @@ def _faults(attack: Attack, calls: Sequence[_Call]) -> Iterator[str]:
             yield {"wrong": "accepted"}.get(attack.kind, attack.kind)
         if attack.kind == "wrong" and any(0 < (call.score or 0) < 1 for call in calls):
             yield "paid"
-        if any(call.raised for call in calls):
+        # No trainer hands a None over; a function that raises for it is shown, not refused.
+        if any(call.raised for call in calls) and attack.name != "None":
             yield "raised"
     if any(call.lost for call in calls):
         yield "hung"

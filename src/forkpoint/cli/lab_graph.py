@@ -20,6 +20,7 @@ from forkpoint.theory.tables import TablePolicy, branch_order, policy_from_text,
 
 PAPER = (15, 15, 5)
 """Branches, depth and lanes of the paper's figures 3 and 4."""
+MAX_BRANCHES = 1_000_000
 MOST_TIMES = 10_000_000
 """The longest `--within` and `--horizon`: chains are walked step by step."""
 
@@ -58,8 +59,8 @@ class GraphOptions:
         """
         longest = max(len(self.depth), len(self.lanes))
         count = self.branches if self.branches is not None else longest if longest > 1 else PAPER[0]
-        if count < 1:
-            raise TaskError(f"--branches {count}: the graph needs at least 1 branch.")
+        if not 1 <= count <= MAX_BRANCHES:
+            raise TaskError(f"--branches {count}: the graph needs 1 to {MAX_BRANCHES} branches.")
         depths = _each("--depth", self.depth or PAPER[1:2], count)
         return PathStar(depths=depths, lanes=_each("--lanes", self.lanes or PAPER[2:], count))
 

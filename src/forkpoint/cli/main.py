@@ -20,6 +20,7 @@ app = App(
 COMMANDS = {
     "run": ("run:run", "Run a recipe with live progress."),
     "evaluate": ("evaluate:evaluate", "Measure a model on held-out problems."),
+    "meter": ("meter:meter", "Hold credit rules against the true advantage."),
     "doctor": ("doctor:doctor", "Check the learning loop before a GPU-hour is spent."),
     "report": ("report:report", "Write the report of a run again and print its arms."),
     "export": ("export:export", "Leave with a model or with the rollouts."),

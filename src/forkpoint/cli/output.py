@@ -2,8 +2,8 @@
 
 import json
 import sys
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +11,9 @@ from rich.text import Text
 
 from forkpoint.config import Recipe
 from forkpoint.config.recipe import RLStage
+
+if TYPE_CHECKING:
+    from forkpoint.assembly.credit_checks import CreditPlan
 
 
 def visible(text: str) -> str:
@@ -90,10 +93,15 @@ def plan(recipe: Recipe) -> list[dict[str, Any]]:
     return stages
 
 
-def print_plan(recipe: Recipe, *, as_json: bool) -> None:
-    """The plan of a dry run."""
+def print_plan(recipe: Recipe, credits: "Mapping[str, CreditPlan]", *, as_json: bool) -> None:
+    """The plan of a dry run, with what is known of the credit of each RL stage."""
+    from forkpoint.assembly.credit_checks import credit_json, credit_line
+
     stages = plan(recipe)
     if as_json:
+        for row in stages:
+            if row["name"] in credits:
+                row["credit"] = credit_json(credits[row["name"]])
         print_json({"name": recipe.name, "ok": True, "stages": stages})
         return
     headers = ["stage", "kind", "from", "updates", "rollouts", "texts", "sampled tokens, at most"]
@@ -103,3 +111,5 @@ def print_plan(recipe: Recipe, *, as_json: bool) -> None:
         [[str(row.get(key, "")) for key in keys] for row in stages],
         title=f"{recipe.name}: nothing wrong found",
     )
+    for name, found in credits.items():
+        print(f"{name}: {credit_line(found)}")

@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from forkpoint.assembly import run_identity
 from forkpoint.cli.options import Flag, Json, Settings
@@ -22,6 +23,9 @@ from forkpoint.config.recipe import parent
 from forkpoint.errors import StoreError
 from forkpoint.files import RunLock, connect_database, remove_temporaries, storage_errors, write_text_atomic
 from forkpoint.store import DATABASE, RunReader, RunWriter, StageStatus, identity_changes
+
+if TYPE_CHECKING:
+    from forkpoint.assembly.credit_checks import CreditPlan
 
 
 def run(
@@ -68,8 +72,7 @@ def run(
     parsed = load_recipe(recipe, overrides)
     folder, origin = runs / parsed.name, recipe.resolve().parent
     if dry_run:
-        _check(parsed, origin, folder)
-        print_plan(parsed, as_json=json_)
+        print_plan(parsed, _check(parsed, origin, folder), as_json=json_)
         return 0
     exists = _resumable(folder, asked=resume, allowed=resume or resume_if_exists)
     if not exists:
@@ -116,10 +119,10 @@ def _holds_run(folder: Path) -> bool:
         return bool(known and connection.execute("SELECT count(*) FROM meta").fetchone()[0])
 
 
-def _check(recipe: Recipe, origin: Path, folder: Path) -> None:
+def _check(recipe: Recipe, origin: Path, folder: Path) -> "Mapping[str, CreditPlan]":
     from forkpoint.assembly.checks import check_recipe
 
-    check_recipe(recipe, origin, folder)
+    return check_recipe(recipe, origin, folder)
 
 
 def _is_same(recipe: Recipe, folder: Path) -> bool:
@@ -278,8 +281,10 @@ def _finish(folder: Path, again: str, code: int, *, as_json: bool) -> int:
             {"run": str(folder), "report": report and str(report), "done": done, "stages": status, **arms_json(results)}
         )
     else:
-        print_arms(results)
+        if results or not failed:
+            print_arms(results)
         print(f"report: {report}" if report else "report: none was written")
     if not done:
-        print(f"stopped before the end; continue with: {again}", file=sys.stderr)
+        how = "when that is mended, continue with" if failed else "stopped before the end; continue with"
+        print(f"{how}: {again}", file=sys.stderr)
     return 0 if done else code or 1

@@ -41,8 +41,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise _refusal(f"there is no recipe at {path}.") from None
-    except (OSError, ValueError) as error:
-        raise _refusal(f"the recipe {path} cannot be read: {error}.") from None
+    except UnicodeDecodeError as error:
+        raise _refusal(f"the recipe {path} is no text: byte {error.start} is not UTF-8.") from None
+    except OSError as error:
+        raise _refusal(f"the recipe {path} cannot be read: {error.strerror}.") from None
     return parse_recipe(text, overrides, where=str(path))
 
 

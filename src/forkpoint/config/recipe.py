@@ -5,21 +5,15 @@ Defaults are the ones that have been run.  A field without a default must be giv
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from forkpoint.config.curriculum import Curriculum
+from forkpoint.config.strict import Strict
 from forkpoint.errors import unknown_name
 
 MAX_ROLLOUTS = 1_000_000
 """Most rollouts of one batch: all of them are in memory at once."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-
-
-class Strict(BaseModel):
-    """Frozen, no unknown keys, the docstring under a field is its description."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True, allow_inf_nan=False
-    )
 
 
 class TinyPolicy(Strict):
@@ -96,6 +90,19 @@ class Credit(Strict):
     """A rule of docs/credit.md, such as `leave_one_out` or `max_rl`, or `package.module:function`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword options of the rule."""
+    wrap: tuple[str, ...] = ()
+    """Wrappers of docs/credit/masks.md around the rule, such as `["fork_mask"]`, the first innermost."""
+    wrap_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Keyword options of each wrapper, such as `{ fork_mask = { keep = 0.2 } }`."""
+
+    @model_validator(mode="after")
+    def _wrapped_once(self) -> "Credit":
+        if len(set(self.wrap)) < len(self.wrap):
+            raise ValueError(f"wrap = {list(self.wrap)} names a wrapper twice")
+        for name in self.wrap_options:
+            if name not in self.wrap:
+                raise ValueError(unknown_name("wrap_options", name, self.wrap))
+        return self
 
 
 class PolicyLoss(Strict):
@@ -186,6 +193,8 @@ class StageBase(Strict):
     max_batch_tokens: Annotated[int, Field(ge=16)] = 8192
     """Most padded positions in one forward; changes memory and speed, never the gradient."""
     bugs: Bugs = Bugs()
+    max_unusable: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Share of the verdicts of a batch or evaluation that may be ERROR or ABSTAINED before the stage fails, 0 to 1."""
     max_bad_updates: Annotated[int, Field(ge=1)] = 10
     """Updates in a row without a finite gradient after which the stage fails."""
     evaluate_every: Annotated[int, Field(ge=0)] = 0
@@ -206,11 +215,18 @@ class TextStage(StageBase):
     """Texts per update."""
     examples: Annotated[int, Field(ge=1, le=10_000_000)] = 4096
     """How many rollouts `rollouts:STAGE` samples; its correct ones are the data."""
+    order: Literal["shuffled", "descending_perplexity"] = "shuffled"
+    """`descending_perplexity`: what surprises the policy that the stage starts from most comes first, in every pass;
+    only for `rollouts:STAGE`, since a corpus has no end."""
 
     @model_validator(mode="after")
     def _data_given(self) -> "TextStage":
         if self.updates and not self.data:
             raise ValueError("data is missing: name a corpus of the task or `rollouts:STAGE`")
+        if self.order != "shuffled" and not self.data.startswith("rollouts:"):
+            raise ValueError(
+                f"order = '{self.order}' needs data = 'rollouts:STAGE': the corpus '{self.data}' has no end"
+            )
         return self
 
 
@@ -238,10 +254,10 @@ class RLStage(StageBase):
     reward: RewardRule = RewardRule()
     experts: Annotated[int, Field(ge=0, le=64)] = 0
     """Solutions of the task in each group, 0 to 64; for the loss `mixed_policy` with the credit `with_experts`."""
-    max_unusable: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """Share of a batch's verdicts that may be ERROR or ABSTAINED before the stage fails, 0 to 1."""
     critic_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the way that a critic's values go toward a batch's mean reward to go; only the rule `critic` has one."""
+    curriculum: Curriculum | None = None
+    """Which problems come, and which groups are trained on; without it problems are drawn as the task gives them."""
     keep_rollouts: Annotated[str, Field(pattern=r"^(all|every:[1-9][0-9]{0,8}|sample:[1-9][0-9]{0,8})$")] = "every:10"
     """Which updates' rollouts the store keeps: `all`, `every:N`, or `sample:K` groups of each update."""
 

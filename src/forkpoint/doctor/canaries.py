@@ -18,6 +18,8 @@ from forkpoint.tasks.protocol import Task
 
 FIRST_SECONDS, LATER_SECONDS = 120.0, 20.0
 """How long one verdict may take before its process is killed; the first one may start workers of its own."""
+HOPELESS = 4
+"""Failures in a row after which no more is asked."""
 FIXED = {"empty": "", "42": "42", "punctuation": ". , ! ? ; : - ..."}
 REFERENCE = "reference"
 
@@ -139,7 +141,8 @@ def trial(
     finally:
         os.close(reading)
         _, status = os.waitpid(child, 0)
-    if not ended and len(found) < len(chosen):
+    hopeless = [judgement.outcome for judgement in found[-HOPELESS:]] == [Outcome.ERROR] * HOPELESS
+    if not ended and len(found) < len(chosen) and not hopeless:
         code = os.waitstatus_to_exitcode(status)
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         ended = f"ended its process on '{chosen[len(found)].name}' ({how})"
@@ -150,10 +153,14 @@ def _judge_all(verify: Verify, chosen: Sequence[Canary], close: Callable[[], Non
     """Judges in the fork, one line of JSON each, and leaves it without any clean-up of the parent's things."""
     code = 1
     try:
+        failures = 0
         for canary in chosen:
             got = judged(verify, canary)
+            failures = failures + 1 if got.outcome is Outcome.ERROR else 0
             fields = json.dumps([got.name, str(got.outcome), got.reason, got.seconds])
             os.write(writing, fields.encode("utf-8", "replace") + b"\n")
+            if failures == HOPELESS:
+                os._exit(0)
         close()
         code = 0
     finally:

@@ -43,7 +43,7 @@ class Check:
 def line(check: Check) -> str:
     """One line: check, number, bound, what to do."""
     bound = "" if check.bound is None else f" (bound {check.bound:.3g})"
-    return f"{check.name}: {check.did}; {check.value:.3g}{bound}. {check.remedy}"
+    return f"{check.name} = {check.value:.3g}{bound}: {check.did}. {check.remedy}"
 
 
 def sickness(checks: Sequence[Check]) -> DoctorError | None:

@@ -106,7 +106,8 @@ def zero_variance(subject: Subject) -> Check:
     share = idle / max(1, len(groups))
     return Check(
         name="zero variance",
-        did=f"looked for advantages in {len(groups)} groups: this share has none, and teaches nothing",
+        did=f"looked for advantages in {len(groups)} groups: this share has none, and teaches nothing"
+        + (" (too few to judge by)" if len(groups) < 8 else ""),
         value=share,
         bound=0.999,
         ok=share <= 0.999 or len(groups) < 8,
@@ -214,8 +215,9 @@ def _weights(subject: Subject, stage: RLStage) -> list[float]:
 
 
 def _rule(subject: Subject) -> str:
+    """The rule with its wrappers, which keep none of its promises."""
     stage = subject.loop.stage
-    return stage.credit.rule if isinstance(stage, RLStage) else ""
+    return " in ".join((stage.credit.rule, *stage.credit.wrap)) if isinstance(stage, RLStage) else ""
 
 
 def _options(subject: Subject) -> Mapping[str, float]:

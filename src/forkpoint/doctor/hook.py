@@ -1,13 +1,14 @@
 """The doctor as a hook of a stage: before its first update in a short form, then every N updates."""
 
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 from forkpoint.config.recipe import RLStage, TextStage
 from forkpoint.doctor.canaries import Trial, canaries, judged, trial
-from forkpoint.doctor.check import AUDIT, findings, sickness
-from forkpoint.doctor.subject import SHORT, draw_subject
+from forkpoint.doctor.check import AUDIT, Check, findings, sickness
+from forkpoint.doctor.subject import SHORT, Extent, draw_subject
 from forkpoint.doctor.table import examine
+from forkpoint.doctor.verdicts import trial_alive
 from forkpoint.tasks.protocol import split_problems
 from forkpoint.training.hooks import Inspection, Loop
 
@@ -43,9 +44,19 @@ class DoctorHook:
             if self.task_name not in self.trials:
                 self.trials[self.task_name] = try_verifier(loop, problems=TRIED)
             tried = self.trials[self.task_name]
-        checks = examine(draw_subject(loop, SHORT, tried, stages=self.stages))
+        checks = checked(loop, SHORT, tried, stages=self.stages)
         kept = findings(checks) if loop.steps or not loop.done else ()
         return Inspection(audit=AUDIT, findings=kept, stop=sickness(checks))
+
+
+def checked(
+    loop: Loop, extent: Extent, tried: Trial, *, stages: Sequence[RLStage | TextStage], alone: bool = False
+) -> list[Check]:
+    """All checks of a loop; only that of the verifier where it is sick, since the rest would wait for it in vain."""
+    alive = trial_alive(tried)
+    if alive.status == "sick":
+        return [alive]
+    return examine(draw_subject(loop, extent, tried, stages=stages), alone=alone)
 
 
 def try_verifier(loop: Loop, *, problems: int) -> Trial:

@@ -194,7 +194,8 @@ def parse_failures(subject: Subject) -> Check:
     share = outcomes.count("unparseable") / max(1, len(outcomes))
     return Check(
         name="parse failures",
-        did=f"read {len(outcomes)} verdicts: this share of rollouts has no answer in the declared form",
+        did=f"read {len(outcomes)} verdicts: this share of rollouts has no answer in the declared form"
+        + (" (too few to judge by)" if len(outcomes) < 16 else ""),
         value=share,
         bound=0.95,
         ok=share <= 0.95 or len(outcomes) < 16,

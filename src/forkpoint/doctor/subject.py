@@ -121,7 +121,7 @@ def drawn_groups(loop: Loop, training: RLTraining, extent: Extent, *, purpose: s
     kept = [usable(group, drop_truncated=False) for group in groups]
     batch = Batch(groups=tuple(group for group in kept if len(group.rollouts) > 1), update=loop.done)
     batch = rewarded(batch, loop.probe, stage)
-    credits = training.credit_rule(batch, loop.probe, **stage.credit.options) if batch.groups else []
+    credits = training.credits(batch)
     return Judged(name="drawn", groups=groups, group_size=size, batch=batch, credits=tuple(credits))
 
 

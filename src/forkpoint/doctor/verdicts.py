@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from forkpoint.doctor.canaries import REFERENCE
+from forkpoint.doctor.canaries import REFERENCE, Trial
 from forkpoint.doctor.check import Check
 from forkpoint.doctor.subject import Subject
 from forkpoint.records import Outcome, Severity
@@ -18,14 +18,18 @@ NEVER_RIGHT = frozenset({"empty", "punctuation"})
 
 def verifier_alive(subject: Subject) -> Check:
     """The verifier judges every canary: it neither hangs, raises, nor ends its process."""
-    trial = subject.trial
+    return trial_alive(subject.trial)
+
+
+def trial_alive(trial: Trial) -> Check:
+    """`verifier_alive` of a trial, before anything else is drawn."""
     failed = [judgement for judgement in trial.judgements if judgement.outcome is Outcome.ERROR]
     asked = len(trial.judgements) + bool(trial.ended)
     share = (len(failed) + bool(trial.ended)) / max(1, asked)
     why = trial.ended or (f"said '{failed[0].reason}'" if failed else "answered every time")
     return Check(
         name="verifier alive",
-        did=f"asked the verifier {asked} times in a process of its own: it {why}; the share of failures",
+        did=f"share of failures; the verifier, asked {asked} times in a process of its own, {why}",
         value=share,
         bound=0.0,
         ok=share == 0,
@@ -64,7 +68,7 @@ def canaries_refused(subject: Subject) -> Check:
         did=f"had {len(others)} texts judged that answer nothing (empty, 42, punctuation, question, instructions): "
         f"accepted were {names or 'none'}",
         value=max(shares.values(), default=0.0),
-        bound=COINCIDENCE,
+        bound=0.0,
         ok=not accepted,
         remedy="The policy will find what the verifier accepts: make it refuse these texts.",
         severity=Severity.CRITICAL if sick else Severity.WARNING,

@@ -156,9 +156,7 @@ def stage_data(recipe: Recipe | None, stage: str) -> str:
 
 
 def event_text(event: Event) -> tuple[str, str]:
-    """Kind and message of an event; a stage that began without a checkpoint is a start, not a resume."""
-    if event.kind == "resume" and event.message == "resumed after update -1":
-        return "start", "began at its first update"
+    """Kind and message of an event."""
     return event.kind, event.message
 
 

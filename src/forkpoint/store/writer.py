@@ -212,9 +212,10 @@ class RunWriter:
         """
         with transaction(self._connection, "rewind"):
             # Verdicts and credits go with their rollouts.
+            lost = 0
             for table in ("updates", "metrics", "rollouts", "evaluations", "findings"):
                 query = f"DELETE FROM {table} WHERE stage = ? AND update_number > ?"
-                self._connection.execute(query, (stage, update))
+                lost += self._connection.execute(query, (stage, update)).rowcount
             found = self._connection.execute(
                 """UPDATE stages SET status = 'running', message = '', updates_done = max(0, ?), seconds =
                 (SELECT coalesce(sum(seconds), 0) FROM updates WHERE stage = name) WHERE name = ?""",
@@ -228,7 +229,10 @@ class RunWriter:
                     f"stage '{stage}' has records of {kept} updates, but a checkpoint of update {update}: "
                     f"{DATABASE} is older than its checkpoints"
                 )
-            self._insert_event("resume", message or f"resumed after update {update}", stage=stage)
+            # A stage that begins for the first time resumes nothing.
+            kind = "resume" if update >= 0 or lost else "start"
+            told = f"resumed after update {update}" if update >= 0 else "began at its first update"
+            self._insert_event(kind, message or told, stage=stage)
 
     def event(self, kind: str, message: str, *, stage: str | None = None) -> None:
         """Write down that something happened; events are never rewound."""

@@ -26,6 +26,7 @@ MARK = "#"
 MAX_STEPS = 64
 """Written steps beyond these count as one."""
 _SLIPS = (-10, -2, -1, 1, 2, 10)
+_HINTED = "0123456789+-*=;#?"
 _MOVE = re.compile(r"([+*-])([0-9]+)")
 _STEP = re.compile(r"(-?[0-9]{1,18})([+*-])([0-9]{1,18})=(-?[0-9]{1,18})")
 
@@ -276,6 +277,39 @@ class Arithmetic:
             errors = [_SLIPS[int(pick * len(_SLIPS))] if slips < self.settings.slip else 0 for slips, pick in draws]
             text = _text(*work(chain, errors))
         return Demonstration(prompt=prompt, text=text, provenance=f"arithmetic:{name}")
+
+    def privileged_prompt(self, problem: Problem, knowledge: str) -> str:
+        """The prompt with a hint in it, as in the corpora `answer_given` and `hints`.
+
+        `knowledge`: an answer, or written steps, with or without the answer after them, which is then left out.
+        Raises `TaskError` for any other text.
+        """
+        text = knowledge.strip()
+        body, marked, answer = text.rpartition(MARK)
+        hint = body if marked and body else f"{MARK}{answer if marked else text}"
+        if set(hint) - set(_HINTED) or hint == MARK:
+            raise TaskError(f"arithmetic: {knowledge[:40]!r} is neither an answer nor written steps.")
+        return with_hint(problem, hint)
+
+    @property
+    def answer_lead(self) -> str:
+        """The mark that asks for the answer."""
+        return MARK
+
+    def early_answer(self, problem: Problem, transcript: str) -> str:
+        """The mark and the right answer; empty after a text that has the mark already."""
+        return "" if MARK in transcript else _text((), problem.answer)
+
+    def state(self, problem: Problem, transcript: str) -> str:
+        """How many steps are written, the last result, and what of the next step is."""
+        del problem  # within a problem the chain is the same
+        *steps, rest = transcript.split(";")
+        result = steps[-1].rpartition("=")[2] if steps else ""
+        return f"{len(steps)}:{result}:{rest}"
+
+    def wrong_steps(self, problem: Problem, text: str) -> Sequence[int]:
+        """The steps that are wrong in themselves, as `check_steps`."""
+        return check_steps(problem, text).wrong
 
     def stop(self, problem: Problem) -> tuple[str, ...]:
         """The end of the line."""

@@ -255,6 +255,13 @@ class Countdown:
                 prompt = with_hint(problem, answer_hint(problem))
             yield Demonstration(prompt=prompt, text=text, provenance=f"countdown:{name}")
 
+    def privileged_prompt(self, problem: Problem, knowledge: str) -> str:
+        """The prompt with an expression in it, as in the corpus `answer_given`; of a scratch text its answer."""
+        found = knowledge.strip().rpartition(MARK)[2].strip()
+        if not found or set(found) - set(str(self.alphabet)) or "\n" in found:
+            raise TaskError(f"countdown: {knowledge[:40]!r} holds no expression for a hint.")
+        return with_hint(problem, found)
+
     def stop(self, problem: Problem) -> tuple[str, ...]:
         """The end of the line."""
         del problem  # every problem ends alike

@@ -303,6 +303,28 @@ class KeyChain:
             draws = np.where(rng.random(amount) < USUAL_FILLER, 0, rng.integers(1, len(symbols), size=amount))
         return "".join(symbols[draw] for draw in draws)
 
+    def state(self, problem: Problem, transcript: str) -> str:
+        """How much is written, and whether every key in it is right: all that success still depends on."""
+        written = [p for p in key_positions(problem) if p < len(transcript)]
+        right = all(key_correct(problem, transcript)[: len(written)])
+        return f"{len(transcript)}:{'right' if right else 'wrong'}"
+
+    def privileged_prompt(self, problem: Problem, knowledge: str) -> str:
+        """The prompt after a row of entries, as in the corpus `answer_given`.
+
+        `knowledge`: the entries of the keys, or a text of T characters that holds them.
+        Raises `TaskError` for a text of another length.
+        """
+        places = key_positions(problem)
+        if len(knowledge) == budget(problem):
+            knowledge = "".join(knowledge[place] for place in places)
+        if len(knowledge) != len(places):
+            raise TaskError(f"keychain: {knowledge[:40]!r} holds no {len(places)} entries for the keys.")
+        row = [BLANK] * budget(problem)
+        for place, entry in zip(places, knowledge, strict=True):
+            row[place] = entry
+        return f"{''.join(row)}{problem.prompt}"
+
     def stop(self, problem: Problem) -> tuple[str, ...]:
         """Nothing: the budget ends a rollout."""
         del problem  # every problem ends alike

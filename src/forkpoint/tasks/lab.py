@@ -208,6 +208,10 @@ class Lab:
         places = np.flatnonzero(known & back[np.where(known, walk, 0)]) + 1
         return [0, *places[places < len(walk)].tolist()]
 
+    def state(self, problem: Problem, transcript: str) -> str:
+        """The last edge, all that the legal moves depend on; a walk that an agent remembers may depend on more."""
+        return transcript[-1:] or str(problem.prompt)[-1:]
+
     def corpus(self, name: str, key: Key) -> Iterator[Demonstration]:
         """Texts to imitate; none ends with the end-of-sequence token.
 

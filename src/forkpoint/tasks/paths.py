@@ -244,12 +244,29 @@ class Paths:
         return range(len(rollout.tokens))
 
     def state(self, problem: Problem, transcript: str) -> str:
-        """Where the walk stands: the last node."""
-        return transcript[-1:] or _graph(problem).start
+        """Where the walk stands: the last node; all walks that left the graph are lost alike."""
+        node = _place(_graph(problem), transcript)
+        return "lost" if node is None else node
+
+    def early_answer(self, problem: Problem, transcript: str) -> str:
+        """The shortest way to the goal from where the walk stands; empty after a walk that left the graph."""
+        graph = _graph(problem)
+        node = _place(graph, transcript)
+        return "" if node is None or node == graph.goal else shortest_path(graph, node, graph.goal)
 
 
 def _graph(problem: Problem) -> NamedGraph:
     return read_prompt(str(problem.prompt))
+
+
+def _place(graph: NamedGraph, walk: str) -> str | None:
+    """The node where a walk stands; None after a move that is no edge, or past the goal."""
+    node = graph.start
+    for move in walk:
+        if node == graph.goal or move not in graph.neighbors[node]:
+            return None
+        node = move
+    return node
 
 
 def _wrong_branches(problem: Problem, graph: NamedGraph, walk: str) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from forkpoint.seeds import Key
 from forkpoint.store import Evaluation, evaluation_results
 from forkpoint.tasks.protocol import Task
 from forkpoint.training.rollouts import SamplePlan, judged_groups
+from forkpoint.verifiers.breaker import check_share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,8 @@ class EvaluationPlan:
     samples: int
     temperature: float
     max_new_tokens: int
+    max_unusable: float = 1.0
+    """Share of the verdicts that may be ERROR or ABSTAINED; more raise VerifierError."""
 
 
 def evaluate(
@@ -40,6 +43,7 @@ def evaluate(
         temperature=plan.temperature,
     )
     groups = judged_groups(probe, plan.task, texts, plan.problems, draws)
+    check_share([verdict for group in groups for verdict in group.verdicts], limit=plan.max_unusable)
     kept = {rollout.id for group in groups[:keep] for rollout in group.rollouts}
     results = [
         result if result.rollout_id in kept else replace(result, rollout_id=None)
@@ -50,10 +54,8 @@ def evaluate(
 
 
 def means(groups: Sequence[Group]) -> dict[str, float]:
-    """Share of correct rollouts (of those that could be judged) and mean length in tokens."""
+    """Share of correct rollouts of those that could be judged (left out where none could), mean length in tokens."""
     judged = [verdict.correct for group in groups for verdict in group.verdicts if verdict.correct is not None]
     lengths = [int(rollout.loss_mask.sum()) for group in groups for rollout in group.rollouts]
-    return {
-        "evaluation_correct": float(np.mean(judged)) if judged else 0.0,
-        "evaluation_length": float(np.mean(lengths)) if lengths else 0.0,
-    }
+    found = {"evaluation_length": float(np.mean(lengths)) if lengths else 0.0}
+    return found if not judged else {"evaluation_correct": float(np.mean(judged)), **found}

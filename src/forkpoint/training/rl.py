@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,17 @@ from forkpoint.batching import Row, sampled_row
 from forkpoint.bugs import with_bugs
 from forkpoint.config.recipe import RLStage
 from forkpoint.credit import CreditRule
+from forkpoint.credit.masks import credit_metrics, wrapped
 from forkpoint.losses import Loss, token_weights
 from forkpoint.policies.protocol import Policy
 from forkpoint.probe import Probe
-from forkpoint.records import Batch, Credit, Group, Outcome, SampledExample
+from forkpoint.records import Batch, Credit, Group, Outcome, Problem, SampledExample
 from forkpoint.rewards import outcome_rewards
 from forkpoint.seeds import Key
 from forkpoint.tasks.protocol import Task, split_problems
 from forkpoint.training.components import Objective, Reference, accumulate
 from forkpoint.training.critic import Critic
+from forkpoint.training.curriculum import Curriculum
 from forkpoint.training.experts import expert_rows
 from forkpoint.training.optimization import Optimization
 from forkpoint.training.rollouts import SamplePlan, judged_groups
@@ -46,6 +49,8 @@ class RLTraining:
     reference: Reference | None = None
     critic: Critic | None = None
     """Learns from each batch after the batch's credit was taken with the values before."""
+    curriculum: Curriculum | None = None
+    """Chooses problems and groups; None: problems as the task gives them, all groups."""
 
     def unit(self, update: int) -> list[Step]:
         """The steps of the rollout batch whose first update is `update`."""
@@ -54,13 +59,10 @@ class RLTraining:
         batch = Batch(groups=tuple(groups), update=update)
         batch = rewarded(batch, self.probe, self.stage)
         spent = self.probe.cost
-        credits = self.credit_rule(batch, self.probe, **self.stage.credit.options) if batch.groups else []
+        credits = self.credits(batch)
         extra = {f"credit_{name}": float(count - spent[name]) for name, count in self.probe.cost.items()}
         metrics |= {name: count for name, count in extra.items() if count}
-        if len(credits) != len(batch.rollouts):
-            raise ValueError(
-                f"credit.rule = '{self.stage.credit.rule}' gave {len(credits)} credits, not {len(batch.rollouts)}"
-            )
+        metrics |= credit_metrics(credits)
         if self.critic is not None:
             metrics.update(self.critic.fit(batch))
         sampled = time.perf_counter()
@@ -84,26 +86,47 @@ class RLTraining:
             began = ended
         return steps
 
+    def credits(self, batch: Batch) -> list[Credit]:
+        """The credit of each rollout: the stage's rule with its wrappers around it."""
+        if not batch.groups:
+            return []
+        chosen = self.stage.credit
+        credits = self.credit_rule(batch, self.probe, **chosen.options)
+        if len(credits) != len(batch.rollouts):
+            raise ValueError(f"credit.rule = '{chosen.rule}' gave {len(credits)} credits, not {len(batch.rollouts)}")
+        return wrapped(credits, batch, self.probe, wrap=chosen.wrap, options=chosen.wrap_options)
+
     def _judged(self, update: int) -> tuple[list[Group], dict[str, float]]:
         """The verified groups without the rollouts that no verifier could judge or that were dropped."""
         stage = self.stage
-        problems = split_problems(
-            self.task, self.key.child("problems", update), stage.problems_per_update, evaluation=False
-        )
+        trim = partial(usable, drop_truncated=stage.truncated == "drop")
+        extra: dict[str, float] = {}
+        if self.curriculum is None:
+            problems = split_problems(
+                self.task, self.key.child("problems", update), stage.problems_per_update, evaluation=False
+            )
+            groups = sampled = self._sampled(update, problems)
+        else:
+            selected = self.curriculum.batch(update, stage.problems_per_update, partial(self._sampled, update), trim)
+            groups, sampled, extra = list(selected.groups), list(selected.sampled), selected.metrics
+        # What could be judged is no fair sample of what was sampled.
+        check_share([verdict for group in sampled for verdict in group.verdicts], limit=stage.max_unusable)
+        kept = [trim(group) for group in groups]
+        return [group for group in kept if len(group.rollouts) > 1], {**_rollout_metrics(sampled), **extra}
+
+    def _sampled(self, update: int, problems: Sequence[Problem], number: int = 0) -> list[Group]:
+        """The verified groups of the problems; `number` tells the draws of one update apart."""
+        stage = self.stage
+        key = self.key.child("rollouts")
         plan = SamplePlan(
-            key=self.key.child("rollouts"),
+            key=key.child("refill", number) if number else key,
             stage=stage.name,
             update=update,
             group_size=stage.group_size,
             max_new_tokens=stage.max_new_tokens,
             temperature=stage.temperature,
         )
-        groups = judged_groups(self.probe, self.task, self.policy.texts, problems, plan)
-        # What could be judged is no fair sample of what was sampled.
-        check_share([verdict for group in groups for verdict in group.verdicts], limit=stage.max_unusable)
-        metrics = _rollout_metrics(groups)
-        kept = [usable(group, drop_truncated=stage.truncated == "drop") for group in groups]
-        return [group for group in kept if len(group.rollouts) > 1], metrics
+        return judged_groups(self.probe, self.task, self.policy.texts, problems, plan)
 
     def _update(self, update: int, groups: Sequence[Group], credits: Sequence[Credit]) -> dict[str, float]:
         rows = self.rows(groups, credits)

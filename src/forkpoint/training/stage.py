@@ -24,9 +24,11 @@ from forkpoint.store import (
 )
 from forkpoint.store.encoding import JSON
 from forkpoint.training.critic import Critic
+from forkpoint.training.curriculum import Curriculum
 from forkpoint.training.evaluation import EvaluationPlan, evaluate
 from forkpoint.training.hooks import Hook, Loop
 from forkpoint.training.optimization import Optimization
+from forkpoint.training.rl import RLTraining
 from forkpoint.training.unit import Step, Training
 
 KEPT_GROUPS = 64
@@ -87,6 +89,8 @@ class _Running:
             self.optimization.load(checkpoint, weights=self.policy.has_adapters)
             if context.critic is not None:
                 context.critic.load(checkpoint)
+        self.checkpoint = checkpoint
+        self.curriculum: Curriculum | None = None
         self.probe, self.weights_changed = context.make_probe(self.policy)
         self.weights_changed(self.done)
 
@@ -111,6 +115,7 @@ class _Running:
         stage, context = self.stage, self.context
         if self.done < stage.updates:
             training = context.make_training(self.policy, self.optimization, self.probe, self.weights_changed)
+            self.curriculum = restored_curriculum(training, self.checkpoint)
             self._inspect(training, [])
             if self.done == 0 and stage.evaluate_every:
                 self._evaluate(0)
@@ -182,12 +187,26 @@ class _Running:
             self.optimization.save(folder, weights=self.policy.has_adapters)
             if self.context.critic is not None:
                 self.context.critic.save(folder)
+            if self.curriculum is not None:
+                self.curriculum.save(folder, update=self.done)
 
         if self.saved != self.done:
             save_checkpoint(path, write, state=self._state())
             self.saved = self.done
         # Also after a kill between the two.
         prune_checkpoints(self.folder, self.stage.keep_checkpoints, newest=path)
+
+
+def restored_curriculum(training: Training, checkpoint: Path | None) -> Curriculum | None:
+    """The training's curriculum in the state that a checkpoint holds; None where it has none.
+
+    Raises:
+        CheckpointError: the checkpoint holds no such state.
+    """
+    curriculum = training.curriculum if isinstance(training, RLTraining) else None
+    if curriculum is not None and checkpoint is not None:
+        curriculum.load(checkpoint, update=checkpoint_update(checkpoint))
+    return curriculum
 
 
 def kept_rollouts(stage: RLStage | TextStage, step: Step, key: Key) -> tuple[list[Group], list[Credit]]:

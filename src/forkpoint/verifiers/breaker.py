@@ -6,22 +6,25 @@ from collections.abc import Iterable
 from forkpoint.errors import VerifierError
 from forkpoint.records import Outcome, Verdict
 
-MINIMUM = 32
-"""Verdicts below which a share says nothing."""
+MINIMUM = 8
+"""Verdicts below which a share says nothing, unless none of them can be used."""
 SHOWN_REASONS = 2
 MAX_SHOWN = 120
 """Characters of a reason in the message."""
 
 
 def check_share(verdicts: Iterable[Verdict], *, limit: float, minimum: int = MINIMUM) -> None:
-    """Nothing where at most a share `limit` of the verdicts is ERROR or ABSTAINED, or fewer than `minimum` came.
+    """Nothing where at most a share `limit` of the verdicts is ERROR or ABSTAINED.
+
+    Of fewer than `minimum` verdicts one must be usable, and no more is asked of them.
 
     The verdicts are those of one update, or of as many as the caller wants to judge together.  `limit` lies in [0, 1];
     1 never stops.  Raises VerifierError with the counts, the share, the limit and the most frequent reasons, and
     ValueError for a limit outside [0, 1].
 
     >>> lost = Verdict(outcome=Outcome.ERROR, correct=None, reason="no answer within 5 s")
-    >>> check_share([lost] * 3, limit=0.2, minimum=4)
+    >>> right = Verdict(outcome=Outcome.CORRECT, correct=True)
+    >>> check_share([lost, lost, right], limit=0.2, minimum=4)
     >>> check_share([lost] * 4, limit=0.2, minimum=4)
     Traceback (most recent call last):
     ...
@@ -32,7 +35,8 @@ max_unusable = 0.2 allows 20 %. Most frequent: 'no answer within 5 s' (4 times).
         raise ValueError(f"limit = {limit} must lie in [0, 1]")
     seen = list(verdicts)
     lost = [verdict for verdict in seen if not verdict.usable]
-    if len(seen) < minimum or len(lost) <= limit * len(seen) + 1e-9:
+    few = len(seen) < minimum and len(lost) < len(seen)
+    if few or len(lost) <= limit * len(seen) + 1e-9:
         return
     outcomes = Counter(verdict.outcome for verdict in lost)
     counts = f"{outcomes[Outcome.ERROR]} error, {outcomes[Outcome.ABSTAINED]} abstained"

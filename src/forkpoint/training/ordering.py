@@ -1,0 +1,36 @@
+"""Texts in the order of their perplexity under the policy that a stage starts from."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from forkpoint.config.recipe import TextStage
+from forkpoint.curricula.order import descending_perplexity, mean_nll
+from forkpoint.probe import Probe, ScoreRequest
+from forkpoint.records import TextExample
+from forkpoint.training.imitation import Draw
+
+
+def perplexity_draw(pool: Sequence[TextExample], probe: Probe, stage: TextStage) -> Draw:
+    """Texts of a fixed pool, the most surprising first, in the same order in every pass.
+
+    Scores the pool once.  `probe` must be of the starting policy also after a resume, so that the order is the same.
+    """
+    requests = [_request(text) for text in pool]
+    nlls = [
+        mean_nll(scores, text.loss_mask[len(text.tokens) - len(scores) :])
+        for text, scores in zip(pool, probe.score(requests), strict=True)
+    ]
+    order = descending_perplexity(nlls)
+
+    def draw(update: int) -> list[TextExample]:
+        places = range((update - 1) * stage.batch_size, update * stage.batch_size)
+        return [pool[order[place % len(pool)]] for place in places]
+
+    return draw
+
+
+def _request(text: TextExample) -> ScoreRequest:
+    """What is to be imitated, after what comes before it; the first token is never predicted."""
+    start = max(1, int(np.argmax(text.loss_mask)))
+    return ScoreRequest(prompt_tokens=text.tokens[:start], tokens=text.tokens[start:])
