@@ -66,12 +66,22 @@ def check_needs(where: str, stage: RLStage, task: Task, problem: Problem, *, by_
         *(("wrap", name, stage.credit.wrap_options.get(name, {}), WRAPPER_DEMANDS) for name in stage.credit.wrap),
     ]
     for key, name, options, table in asked:
-        lacking = unmet(table[name], options, met) if name in table else []
-        if lacking:
-            needs = ", ".join(_LACKS[need].format(task=task.name) for need in lacking)
-            raise RecipeError(
-                f"{where}: credit.{key} = '{name}' needs {needs}; what works here: {', '.join(workable(table, met))}."
-            )
+        _refuse_unmet(f"{where}: credit.{key} = '{name}'", name, options, table, met, task)
+
+
+def check_rule_needs(where: str, name: str, options: Mapping[str, Any], task: Task, problem: Problem) -> None:
+    """Raises RecipeError for a rule that needs what the task lacks, whatever the stage; critics are not looked at."""
+    met = offered(task, problem, by_character=task.alphabet is not None, critic=True)
+    _refuse_unmet(f"{where} {name}", name, options, RULE_DEMANDS, met, task)
+
+
+def _refuse_unmet(
+    where: str, name: str, options: Mapping[str, Any], table: Mapping[str, Demands], met: frozenset[Need], task: Task
+) -> None:
+    lacking = unmet(table[name], options, met) if name in table else []
+    if lacking:
+        needs = ", ".join(_LACKS[need].format(task=task.name) for need in lacking)
+        raise RecipeError(f"{where} needs {needs}; what works here: {', '.join(workable(table, met))}.")
 
 
 _LACKS: Mapping[Need, str] = MappingProxyType(

@@ -133,10 +133,15 @@ def meter(
 
 def _check(task: "Task", source: Source, rules: "Sequence[Rule]", tier: str, sizes: Sizes) -> None:
     """Refuses what cannot be before anything is trained."""
+    from forkpoint.assembly.credit_checks import check_rule_needs
+    from forkpoint.seeds import Key
     from forkpoint.tasks.lab import Lab
 
     if 0 < sizes.batches < 3:
         raise ForkpointError(f"--batches = {sizes.batches}: gradients need at least 3, or 0 to leave them out.")
+    problem = task.problem(Key.root(0))
+    for rule in rules:
+        check_rule_needs("--rules", rule.name, getattr(rule.give, "keywords", {}), task, problem)
     if source.run is not None or isinstance(task, Lab):
         return
     if any(rule.critic for rule in rules):
