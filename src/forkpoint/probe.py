@@ -76,7 +76,10 @@ class Answerable(Protocol):
     """A task whose answer can be asked for in the middle of a rollout (rule `answer_progress`)."""
 
     def early_answer(self, problem: Problem, transcript: str) -> str:
-        """The text that gives the right answer at once after a transcript."""
+        """The text that gives the right answer at once after a transcript; empty where none can be right any more.
+
+        The attribute `answer_lead`, where a task has one, is the part of it that every answer begins with.
+        """
         ...
 
 

@@ -170,3 +170,12 @@ def test_a_rule_of_somebody_else_has_no_known_cost():
         "gradient bias not known (credit.rule = 'my.module:rule' is not ours); credit costs what its own rule asks for"
     )
     assert credit_json(plan)["token_equivalents"] is None
+
+
+@pytest.mark.parametrize("rule", ["branch", "tree", "counterfactual"])
+def test_continuations_do_not_go_with_dropped_truncation(rule):
+    stage, made, problem, _ = of("paths", "stage.rl.truncated=drop", f"stage.rl.credit.rule={rule}")
+    with pytest.raises(RecipeError, match="truncated = 'drop' does not go with"):
+        check_needs("[[stage]] 'rl'", stage, made, problem, by_character=True)
+    kept = stage.model_copy(update={"truncated": "wrong"})
+    check_needs("[[stage]] 'rl'", kept, made, problem, by_character=True)

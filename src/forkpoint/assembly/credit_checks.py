@@ -36,6 +36,8 @@ from forkpoint.verifiers.outside import written_rollout
 if TYPE_CHECKING:
     from forkpoint.policies.protocol import Policy
 
+CONTINUING = frozenset({"branch", "tree", "counterfactual"})
+"""Rules that value a prefix by rollouts that continue it."""
 ASKING = frozenset({"answer_progress", "progressive_confidence"})
 """Rules and wrappers that score early answers."""
 
@@ -59,6 +61,11 @@ class CreditPlan:
 
 def check_needs(where: str, stage: RLStage, task: Task, problem: Problem, *, by_character: bool) -> None:
     """Raises RecipeError for a rule or wrapper that needs what the task or the policy lacks, naming what would do."""
+    if stage.truncated == "drop" and stage.credit.rule in CONTINUING:
+        raise RecipeError(
+            f"{where}: truncated = 'drop' does not go with credit.rule = '{stage.credit.rule}', whose continuations "
+            "count as wrong when they run out of budget: use truncated = 'wrong'."
+        )
     critic = stage.credit.rule in CRITIC_RULES  # A critic that cannot be was refused when it was built.
     met = offered(task, problem, by_character=by_character, critic=critic, experts=stage.experts > 0)
     asked: list[tuple[str, str, Mapping[str, Any], Mapping[str, Demands]]] = [
