@@ -18,6 +18,10 @@ import difflib
 from collections.abc import Iterable
 
 
+MAX_LISTED = 40
+"""Known names that one message lists."""
+
+
 class ForkpointError(Exception):
     """What the user can fix.  The message is one line; the command prints it and exits 2."""
 
@@ -59,5 +63,7 @@ def unknown_name(where: str, value: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    listing = ", ".join(names) if names else "none"
+    listing = ", ".join(names[:MAX_LISTED]) if names else "none"
+    if len(names) > MAX_LISTED:
+        listing += f" and {len(names) - MAX_LISTED} more"
     return f"{where} = '{value}' is not known.{hint} Known: {listing}."

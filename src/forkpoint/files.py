@@ -131,6 +131,8 @@ def make_folder(folder: Path) -> None:
     with storage_errors(folder):
         if folder.is_dir():
             return
+        if folder.exists():
+            raise StoreError(f"{folder} is not a folder")
         if folder.parent != folder:
             make_folder(folder.parent)
         fault_point("folder.before-make")
