@@ -17,7 +17,6 @@ Our own bugs raise plain exceptions and are never caught.
 import difflib
 from collections.abc import Iterable
 
-
 MAX_LISTED = 40
 """Known names that one message lists."""
 
