@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from forkpoint import __version__
 from forkpoint.files import write_text_atomic
-from forkpoint.report.charts import WIDTH, Frame, color_class, drawing, element, nice_ticks
+from forkpoint.report.charts import WIDTH, Frame, color_class, drawing, element
 from forkpoint.report.page import count_text
 from forkpoint.report.text import visible
 
@@ -125,19 +125,19 @@ def straw_chart(rules: Sequence[Mapping[str, Any]]) -> Markup:
     ordered = sorted(enumerate(rules), key=lambda pair: (pair[1]["cost"]["relative"], pair[0]))
     longest = max((len(_clip(rule["rule"])) for rule in rules), default=0)
     bottom = 26.0 + 26.0 * len(rules)
-    frame = Frame(left=12 + 6.4 * longest, right=WIDTH - 96, top=20, bottom=bottom, x=(0.0, 1.0), y=(0.0, 1.0))
+    frame = Frame(left=12 + 6.4 * longest, right=WIDTH - 132, top=20, bottom=bottom, x=(0.0, 1.0), y=(0.0, 1.0))
     parts = [
-        element("text", "let through", x=WIDTH - 92, y=12, class_="title"),
+        element("text", "let through", x=WIDTH - 128, y=12, class_="title"),
         element("text", "tokens", x=WIDTH - 2, y=12, text_anchor="end", class_="title"),
     ]
-    for tick in nice_ticks(0.0, 1.0):
+    for tick in (0.0, 0.5, 1.0):
         x = frame.at_x(tick)
         parts.append(element("line", x1=x, y1=frame.top, x2=x, y2=bottom, class_="grid"))
         parts.append(element("text", f"{100 * tick:.0f} %", x=x, y=bottom + 15, text_anchor="middle", class_="tick"))
     for row, (slot, rule) in enumerate(ordered):
         parts += _straw(frame, rule, slot, 36.0 + 26.0 * row)
     parts.append(
-        element("text", "share of the variance of the true advantage", x=frame.right, y=bottom + 30,
+        element("text", "share of the true advantage's variance", x=frame.right, y=bottom + 30,
                 text_anchor="end", class_="title")
     )  # fmt: skip
     return drawing(bottom + 36, "how much of the true credit each rule lets through, against its cost", *parts)
@@ -161,7 +161,7 @@ def _straw(frame: Frame, rule: Mapping[str, Any], slot: int, y: float) -> list[M
                     class_=f"dot {color}"),
             element("line", x1=low, y1=y, x2=high, y2=y, class_="axis"),
         ]  # fmt: skip
-    parts.append(element("text", shown, x=WIDTH - 92, y=y + 4, class_="value"))
+    parts.append(element("text", shown, x=WIDTH - 128, y=y + 4, class_="value"))
     parts.append(element("text", f"{_cost_text(cost)} times", x=WIDTH - 2, y=y + 4, text_anchor="end", class_="value"))
     return parts
 
