@@ -184,3 +184,19 @@ def test_without_a_plan_nothing_is_continued(probe: LocalProbe) -> None:
     assert probe.task is None
     with pytest.raises(ValueError, match="no plan"):
         probe.branch([])
+
+
+def test_entropies_are_those_of_the_distributions(policy: CausalPolicy, probe: LocalProbe) -> None:
+    request = SampleRequest(
+        key=Key.root(2), problem=PROBLEM, prompt_tokens=probe.encode_prompt("ab"), group_id="g", stage="rl", update=4,
+        index=0, max_new_tokens=6, temperature=0.7,
+    )  # fmt: skip
+    (rollout,) = probe.sample([request])
+    spent = probe.cost["scored_tokens"]
+    (found,) = probe.entropies([rollout])
+    assert probe.cost["scored_tokens"] - spent == len(rollout.tokens)
+    tokens = torch.from_numpy(np.concatenate([rollout.prompt_tokens, rollout.tokens]).astype(np.int64))[None]
+    with torch.no_grad():
+        logits = policy.model(input_ids=tokens).logits[0, len(rollout.prompt_tokens) - 1 : -1] / 0.7
+    expected = torch.distributions.Categorical(logits=logits).entropy().numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -131,6 +131,12 @@ def _progressive_confidence(options: Mapping[str, Any], shape: Shape) -> Cost:
     return _questions(min(6.0, shape.steps), shape)
 
 
+def _fork_mask(options: Mapping[str, Any], shape: Shape) -> Cost:
+    """Entropies are one reading of prompt and rollout; surprisal is at hand."""
+    read = options.get("measure", "surprisal") == "entropy"
+    return Cost(scored=1 + shape.prompt_tokens / shape.tokens) if read else Cost()
+
+
 def _cut_places(options: Mapping[str, Any], shape: Shape, *, usual: str, most: int) -> list[float]:
     """Where a rollout is cut after its beginning; `unlikely` cuts after every token, which is the most it can."""
     rule = read_cuts(options.get("cuts", usual))
@@ -237,7 +243,7 @@ RULE_DEMANDS: Mapping[str, Demands] = MappingProxyType(
 
 WRAPPER_DEMANDS: Mapping[str, Demands] = MappingProxyType(
     {
-        "fork_mask": Demands(),
+        "fork_mask": Demands(cost=_fork_mask, formula="scored: 1 + U / T with the measure entropy, else 0"),
         "confident_mask": Demands(),
         "positive_only": Demands(),
         "progressive_confidence": Demands(

@@ -97,6 +97,18 @@ class LocalProbe:
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Floats]:
         """The log-probability of each token of each request, nats; requests of one call share their temperature."""
+        return self._scored(requests)[0]
+
+    def entropies(self, rollouts: Sequence[Rollout]) -> list[Floats]:
+        """The entropy of the distribution that each token of each rollout was drawn from, nats; one scoring pass."""
+        requests = [
+            ScoreRequest(prompt_tokens=rollout.prompt_tokens, tokens=rollout.tokens, temperature=rollout.temperature)
+            for rollout in rollouts
+        ]
+        return self._scored(requests)[1]
+
+    def _scored(self, requests: Sequence[ScoreRequest]) -> tuple[list[Floats], list[Floats]]:
+        """Log-probability and entropy at each token of each request."""
         if len({request.temperature for request in requests}) > 1:
             raise ValueError("score: all requests of one call must have the same temperature")
         if requests and requests[0].temperature <= 0:
@@ -107,17 +119,19 @@ class LocalProbe:
         ]
         lengths = [len(row.tokens) for row in rows]
         scores: list[Floats] = [frozen_array([], np.float32)] * len(rows)
+        entropies = list(scores)
         filled = [place for place, length in enumerate(lengths) if length]
         for bucket in length_buckets([lengths[place] for place in filled], max_tokens=self._max_batch_tokens):
             places = [filled[place] for place in bucket]
             batch = pad_rows(rows, places, device=self._policy.device)
             with torch.inference_mode():
-                logprobs, _ = self._policy.logprobs(batch, temperature=requests[0].temperature)
-            for line, place in zip(logprobs.cpu().numpy(), places, strict=True):
-                scores[place] = frozen_array(line[: lengths[place]].copy(), np.float32)
+                found = self._policy.logprobs(batch, temperature=requests[0].temperature)
+            for lines, kept in zip(found, (scores, entropies), strict=True):
+                for line, place in zip(lines.cpu().numpy(), places, strict=True):
+                    kept[place] = frozen_array(line[: lengths[place]].copy(), np.float32)
             self._cost["forwards"] += 1
         self._cost["scored_tokens"] += sum(lengths)
-        return scores
+        return scores, entropies
 
     def values(self, rollouts: Sequence[Rollout]) -> list[Floats]:
         """The critic's value of the state before each token of each rollout; ValueError where there is no critic."""
