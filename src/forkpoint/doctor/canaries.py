@@ -8,13 +8,14 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from forkpoint.errors import TaskError
-from forkpoint.records import Outcome, Problem, Rollout, StopReason, Verdict, frozen_array
+from forkpoint.records import Outcome, Problem, Rollout, Verdict
 from forkpoint.tasks.protocol import Task
+from forkpoint.verifiers.outside import written_rollout
 
 FIRST_SECONDS, LATER_SECONDS = 120.0, 20.0
 """How long one verdict may take before its process is killed; the first one may start workers of its own."""
@@ -89,14 +90,8 @@ def _prompt_parts(problem: Problem) -> tuple[str, str]:
 
 
 def written(problem: Problem, text: str) -> Rollout:
-    """A rollout that holds a text, one token a character, and that ended by itself."""
-    count = len(text)
-    return Rollout(
-        id="canary", group_id="canary", stage="doctor", update=0, index=0, problem_key=problem.key,
-        prompt_tokens=frozen_array([0], np.int32), tokens=frozen_array(np.zeros(count), np.int32),
-        behavior_logprobs=frozen_array(np.zeros(count), np.float32), loss_mask=frozen_array(np.ones(count), np.bool_),
-        temperature=1.0, text=text, stop_reason=StopReason.EOS, seed="",
-    )  # fmt: skip
+    """A rollout that holds a text, under a name that shows who asks."""
+    return replace(written_rollout(problem, text), id="canary", group_id="canary", stage="doctor")
 
 
 Verify = Callable[[Problem, Sequence[Rollout]], list[Verdict]]
