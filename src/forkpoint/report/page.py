@@ -23,7 +23,6 @@ from forkpoint.report.statistics import Difference
 from forkpoint.report.summary import (
     about,
     duration,
-    event_text,
     facts,
     headline,
     moment,
@@ -135,7 +134,7 @@ def _environment() -> Environment:
     )
     environment.filters.update(
         duration=duration, moment=moment, mark=outcome_mark, color=color_class, share=share_text, count=count_text,
-        interval=interval_text, gap=difference_text, event=event_text, spread=spread_text, health=HEALTH.__getitem__,
+        interval=interval_text, gap=difference_text, spread=spread_text, health=HEALTH.__getitem__,
     )  # fmt: skip
     return environment
 

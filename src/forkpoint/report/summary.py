@@ -10,7 +10,7 @@ from forkpoint.config import Recipe
 from forkpoint.config.recipe import FolderPolicy, TabularPolicy, TextStage
 from forkpoint.report.arms import Arm, arms, arms_json, compare_with_parents, resolved_recipe
 from forkpoint.report.curves import learning_curves, length_histograms
-from forkpoint.store import Event, RunReader, StageRecord, StageStatus
+from forkpoint.store import RunReader, StageRecord, StageStatus
 
 
 def run_summary(reader: RunReader) -> dict[str, Any]:
@@ -153,11 +153,6 @@ def stage_data(recipe: Recipe | None, stage: str) -> str:
     if isinstance(mine, TextStage):
         return mine.data or "nothing"
     return f"its own rollouts: {mine.problems_per_update} problems, {mine.group_size} rollouts each"
-
-
-def event_text(event: Event) -> tuple[str, str]:
-    """Kind and message of an event."""
-    return event.kind, event.message
 
 
 def headline(found: Sequence[Arm]) -> str:
