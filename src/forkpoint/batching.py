@@ -19,6 +19,18 @@ _NO_FLOATS = frozen_array([], np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TeacherTargets:
+    """What a teacher says at each of T tokens: K tokens by name, all others as one bucket.  Nats."""
+
+    ids: Ints
+    """[T, K]."""
+    logprobs: Floats
+    """[T, K], of the named tokens."""
+    tails: Floats
+    """[T], log of the probability of all others; -inf where every token is named."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Row:
     """One sequence to train on.  Weights already hold the global denominators, so that losses are plain sums."""
 
@@ -36,6 +48,19 @@ class Row:
     """Cross-entropy weight of each token."""
     divergence_weight: float = 0.0
     """Weight of the row in a sequence-level divergence to the reference."""
+    distillation_weights: Floats = field(default_factory=lambda: _NO_FLOATS)
+    """Weight of each token's divergence from the teacher."""
+    teacher: TeacherTargets | None = None
+    """Must be given where a distillation weight is not 0; K is that of the other rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TeacherTensors:
+    """The teachers of rows as padded tensors; 0 where a row has none, or has ended."""
+
+    ids: Int[Tensor, "B T K"]
+    logprobs: Float[Tensor, "B T K"]
+    tails: Float[Tensor, "B T"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -54,6 +79,9 @@ class TokenBatch:
     expert_weights: Float[Tensor, "B T"]
     imitation_weights: Float[Tensor, "B T"]
     divergence_weights: Float[Tensor, " B"]
+    distillation_weights: Float[Tensor, "B T"]
+    teacher: TeacherTensors | None
+    """None: no row has a teacher."""
     rows: tuple[int, ...]
     """Places of the rows in the list that was batched."""
 
@@ -158,8 +186,29 @@ def pad_rows(
         expert_weights=pad("expert_weights", np.float32),
         imitation_weights=pad("imitation_weights", np.float32),
         divergence_weights=torch.tensor([row.divergence_weight for row in chosen], dtype=torch.float32, device=device),
+        distillation_weights=pad("distillation_weights", np.float32),
+        teacher=_pad_teachers([row.teacher for row in chosen], width, device),
         rows=tuple(places),
     )
+
+
+def _pad_teachers(
+    teachers: Sequence[TeacherTargets | None], width: int, device: torch.device | str
+) -> TeacherTensors | None:
+    """The tensors of the teachers; None where there is none."""
+    named = {teacher.ids.shape[1] for teacher in teachers if teacher is not None}
+    if not named:
+        return None
+    (tokens,) = named
+    ids = np.zeros((len(teachers), width, tokens), np.int64)
+    logprobs, tails = np.zeros(ids.shape, np.float32), np.zeros(ids.shape[:2], np.float32)
+    for place, teacher in enumerate(teachers):
+        if teacher is not None:
+            length = len(teacher.tails)
+            ids[place, :length], logprobs[place, :length] = teacher.ids, teacher.logprobs
+            tails[place, :length] = teacher.tails
+    made = [torch.from_numpy(table).to(device) for table in (ids, logprobs, tails)]
+    return TeacherTensors(ids=made[0], logprobs=made[1], tails=made[2])
 
 
 def length_buckets(

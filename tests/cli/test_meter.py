@@ -94,7 +94,6 @@ def test_the_policy_of_a_run(call, tmp_path):
         ([*LAB, "--option", "group_mean_std.ddof=3", "--rules", "group_mean_std"], "ddof = 3 must be 0 or 1"),
         (["--tier", "exact", "--updates", "0"], "sees only the task's state"),
         (["--tier", "enumeration", "--updates", "0"], "too much can be written"),
-        (["--rules", "critic", "--updates", "0"], "critic needs a table"),
     ],
 )
 def test_mistakes_are_one_line(call, words, said):

@@ -222,6 +222,16 @@ def test_solutions_are_right_and_the_answer_row_shows_them(settings):
         assert set(demonstration.prompt + demonstration.text) <= set(task.alphabet)
 
 
+def test_half_given_takes_the_demonstrator_and_the_given_answer_in_turns():
+    task = KeyChain(Settings(demonstrator_accuracy=0.0))
+    found = list(islice(task.corpus("half_given", KEY), 200))
+    apart = {name: {d.prompt: d.text for d in islice(task.corpus(name, KEY), 250)} for name in task.corpora[1:3]}
+    told = [demonstration.prompt in apart["answer_given"] for demonstration in found]
+    assert 80 <= sum(told) <= 120
+    for demonstration, given in zip(found, told, strict=True):
+        assert apart["answer_given" if given else "demonstrator"][demonstration.prompt] == demonstration.text
+
+
 def entropy(settings):
     """Nats per filler character of the corpus `solutions`."""
     filler = "".join(

@@ -188,13 +188,14 @@ def test_mistakes_are_found_before_the_run(change, error, message, runs):
         check_recipe(tiny_recipe(PPO.format(updates=4), overrides=overrides, head=head), runs, runs / "lab")
 
 
-def test_stages_must_walk_in_one_graph_and_a_critic_needs_a_table(runs):
+def test_stages_must_walk_in_one_graph_and_a_table_of_values_needs_a_table(runs):
     other = PPO.format(updates=4) + '[stage.task]\nname = "lab"\nbranches = 3\n'
     with pytest.raises(RecipeError, match="same graph"):
         check_recipe(tiny_recipe(other, head=HEAD), runs, runs / "lab")
     tiny = HEAD.replace('kind = "tabular"\narchitecture = "table"', 'kind = "tiny"')
-    with pytest.raises(RecipeError, match="kind = 'tabular'"):
-        check_recipe(tiny_recipe(PPO.format(updates=4), head=tiny), runs, runs / "lab")
+    wrong = ("stage.ppo.critic.kind=table",)
+    with pytest.raises(RecipeError, match=r"critic\.kind = 'table' does not go with \[policy\] kind = 'tiny'"):
+        check_recipe(tiny_recipe(PPO.format(updates=4), head=tiny, overrides=wrong), runs, runs / "lab")
 
 
 def test_a_policy_file_may_be_the_start(runs):

@@ -1,6 +1,7 @@
 """A recipe to objects: the policy, and everything that a stage needs."""
 
 import platform
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -8,10 +9,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forkpoint.assembly.lab import build_critic, build_tabular
+from forkpoint.assembly.critics import build_critic
+from forkpoint.assembly.lab import build_tabular
 from forkpoint.assembly.tables import CREDIT_RULES, LOSSES, build_task, model_folder, resolve
 from forkpoint.config.recipe import (
+    AnyStage,
     FolderPolicy,
+    ForksStage,
     Recipe,
     RLStage,
     TabularPolicy,
@@ -27,8 +31,10 @@ if TYPE_CHECKING:
     from forkpoint.doctor.canaries import Trial
     from forkpoint.policies.protocol import Policy
     from forkpoint.probe import Probe, Sampler
+    from forkpoint.probing.local import LocalProbe
     from forkpoint.store import RunWriter
     from forkpoint.training.critic import Critic
+    from forkpoint.training.forks import ForksTraining
     from forkpoint.training.hooks import Hook, Loop
     from forkpoint.training.imitation import Draw
     from forkpoint.training.optimization import Optimization
@@ -102,7 +108,6 @@ class Assembly:
         recipe, stage = self.recipe, self.recipe.get_stage(name)
         task = self.task(stage)
         key = Key.root(recipe.seed).child(name)
-        critic = build_critic(recipe, stage, task)
 
         plans = [
             EvaluationPlan(
@@ -119,10 +124,10 @@ class Assembly:
         return StageContext(
             run=self.run, stage=stage, key=key, writer=writer, parent=self._parent(stage),
             load_policy=partial(self._stage_policy, name),
-            make_probe=lambda made: self._probe(made, task, critic=critic, stage=stage),
-            make_training=partial(self._training, stage, task, critic),
-            critic=critic, plan=plans[0], final_plan=plans[1], identity=run_identity(recipe), stop=stop,
-            hooks=self._hooks(stage),
+            make_probe=lambda made, critic=None: self._probe(made, task, critic=critic, stage=stage),
+            make_training=partial(self._training, stage, task), make_critic=partial(build_critic, recipe, stage),
+            plan=plans[0], final_plan=plans[1], identity=run_identity(recipe), stop=stop,
+            hooks=self._hooks(stage, writer),
         )  # fmt: skip
 
     def loop(self, name: str, checkpoint: Path | None = None) -> "Loop":
@@ -134,8 +139,8 @@ class Assembly:
 
         stage = self.recipe.get_stage(name)
         task, key = self.task(stage), Key.root(self.recipe.seed).child(name)
-        critic = build_critic(self.recipe, stage, task)
         policy = self._stage_policy(name, self._parent(stage), checkpoint)
+        critic = build_critic(self.recipe, stage, policy)
         optimization = Optimization(policy.model, stage)
         if checkpoint is not None:
             optimization.load(checkpoint, weights=policy.has_adapters)
@@ -144,7 +149,7 @@ class Assembly:
         done = 0 if checkpoint is None else checkpoint_update(checkpoint)
         probe, changed = self._probe(policy, task, critic=critic, stage=stage)
         changed(done)
-        training = self._training(stage, task, critic, policy, optimization, probe, changed)
+        training = self._training(stage, task, policy, optimization, probe, changed, critic)
         restored_curriculum(training, checkpoint)
         return Loop(
             run=self.run, stage=stage, key=key, task=task, policy=policy, probe=probe, training=training, done=done
@@ -156,17 +161,25 @@ class Assembly:
         loaded = self._policy(parent if lora is not None or checkpoint is None else checkpoint)
         return loaded if lora is None else self.with_adapters(loaded, name)
 
-    def _hooks(self, stage: RLStage | TextStage) -> "tuple[Hook, ...]":
+    def _hooks(self, stage: AnyStage, writer: "RunWriter") -> "tuple[Hook, ...]":
         from forkpoint.doctor import DoctorHook
+        from forkpoint.doctor.drift import DriftHook
 
         settings = self.recipe.doctor
-        if not settings.before and not settings.every:
-            return ()
-        doctor = DoctorHook(
-            before=settings.before, every=settings.every, stages=self.recipe.stage, task_name=self.task_place(stage),
-            trials=self.trials,
-        )  # fmt: skip
-        return (doctor,)
+        hooks: list[Hook] = []
+        if settings.before or settings.every:
+            doctor = DoctorHook(
+                before=settings.before, every=settings.every, stages=self.recipe.stage,
+                task_name=self.task_place(stage), trials=self.trials,
+            )  # fmt: skip
+            hooks.append(doctor)
+        if isinstance(stage, RLStage) and settings.drift != "off":
+            hooks.append(
+                DriftHook(
+                    tell=lambda line: writer.event("drift", line, stage=stage.name), stop=settings.drift == "stop"
+                )
+            )
+        return tuple(hooks)
 
     def _policy(self, folder: Path | None) -> "Policy":
         """The policy in a checkpoint, or as built where there is none."""
@@ -179,7 +192,7 @@ class Assembly:
             return load_tabular(folder, device=self.recipe.policy.device)
         return load_folder(folder, dtype=self.recipe.policy.dtype, device=self.recipe.policy.device)
 
-    def _parent(self, stage: RLStage | TextStage) -> Path | None:
+    def _parent(self, stage: AnyStage) -> Path | None:
         name = parent(stage)
         return None if name is None or self.unrun else self._final_checkpoint(name)
 
@@ -194,14 +207,14 @@ class Assembly:
             raise CheckpointError(f"{path} is a checkpoint of another stage or run.")
         return path
 
-    def task(self, stage: RLStage | TextStage) -> Task:
+    def task(self, stage: AnyStage) -> Task:
         """The task of a stage."""
         where = self.task_place(stage)
         if where not in self.tasks:
             self.tasks[where] = build_task(stage.task or self.recipe.task, where=where, folder=self.origin)
         return self.tasks[where]
 
-    def task_place(self, stage: RLStage | TextStage) -> str:
+    def task_place(self, stage: AnyStage) -> str:
         """Where in the recipe the task of a stage stands."""
         return f"[stage.{stage.name}.task]" if stage.task else "[task]"
 
@@ -217,8 +230,8 @@ class Assembly:
         return add_adapters(policy, rank=spec.lora.rank, alpha=spec.lora.alpha, modules=spec.lora.modules, key=key)
 
     def _probe(
-        self, policy: "Policy", task: Task, *, critic: "Critic | None" = None, stage: RLStage | TextStage | None = None
-    ) -> tuple["Probe", Callable[[int], None]]:
+        self, policy: "Policy", task: Task, *, critic: "Critic | None" = None, stage: AnyStage | None = None
+    ) -> tuple["LocalProbe", Callable[[int], None]]:
         from forkpoint.probing.local import BranchPlan, LocalProbe
         from forkpoint.verifiers.guard import guarded
 
@@ -245,8 +258,8 @@ class Assembly:
         return LocalSampler(policy, slots=self.recipe.slots, environment=environment)
 
     def _training(
-        self, stage: RLStage | TextStage, task: Task, critic: "Critic | None", policy: "Policy",
-        optimization: "Optimization", probe: "Probe", changed: Callable[[int], None],
+        self, stage: AnyStage, task: Task, policy: "Policy", optimization: "Optimization", probe: "Probe",
+        changed: Callable[[int], None], critic: "Critic | None" = None, /,
     ) -> "Training":  # fmt: skip
         from forkpoint.training.components import Reference
         from forkpoint.training.curriculum import Curriculum
@@ -264,12 +277,41 @@ class Assembly:
                 policy_loss=resolve("loss.name", stage.loss.name, LOSSES), reference=reference, critic=critic,
                 curriculum=Curriculum(stage.curriculum, task, key.child("curriculum")) if stage.curriculum else None,
             )  # fmt: skip
+        if isinstance(stage, ForksStage):
+            return self._forks_training(stage, task, policy, optimization)
         if stage.data.startswith("rollouts:"):
             pool = self._rollout_pool(stage, task)
             draw = self._ordered(stage, task, pool) if stage.order != "shuffled" else pool_draw(pool, stage, key)
         else:
             draw = corpus_draw(task, policy.texts, stage, key)
         return TextTraining(stage=stage, policy=policy, optimization=optimization, draw=draw)
+
+    def _forks_training(
+        self, stage: ForksStage, task: Task, policy: "Policy", optimization: "Optimization"
+    ) -> "ForksTraining":
+        """The stage with its pool, sampled from the weights that it starts from, also after a resume."""
+        from forkpoint.policies.causal import CausalPolicy
+        from forkpoint.training.forks import ForksTraining, fork_pool, sampled_groups, stand_in_groups
+
+        base = self._policy(self._parent(stage))
+        if not isinstance(base, CausalPolicy) or not isinstance(policy, CausalPolicy):
+            raise TypeError(f"a stage of kind forks needs causal language models, not a {type(base).__name__}")
+        key = Key.root(self.recipe.seed).child(stage.name)
+        began = time.perf_counter()
+        probe = self._probe(base, task)[0]
+        drawn = stage.model_copy(update={"problems": STAND_INS // 4, "group_size": 4}) if self.unrun else stage
+        groups = sampled_groups(probe, task, base.texts, drawn, key.child("pool"))
+        pool = fork_pool(
+            stand_in_groups(groups) if self.unrun else groups, probe, stage, seconds=time.perf_counter() - began
+        )
+        if not pool.rows:
+            raise RecipeError(
+                f"stage '{stage.name}': none of {stage.problems} problems had right and wrong rollouts of the policy "
+                f"that it starts from ({pool.metrics['correct']:.0%} of all rollouts were right)."
+            )
+        return ForksTraining(
+            stage=stage, policy=policy, base=base, optimization=optimization, pool=pool, key=key.child("batches")
+        )
 
     def _ordered(self, stage: TextStage, task: Task, pool: list[Any]) -> "Draw":
         """The pool by its perplexity under the weights that the stage starts from, also after a resume."""
@@ -291,7 +333,9 @@ class Assembly:
             update=0,
             group_size=1,
             max_new_tokens=evaluation_budget(self.recipe, source),
-            temperature=source.temperature if isinstance(source, RLStage) else self.recipe.evaluation.temperature,
+            temperature=source.temperature
+            if isinstance(source, RLStage | ForksStage)
+            else self.recipe.evaluation.temperature,
         )
         probe = self._probe(teacher, task)[0]
         if self.unrun:
@@ -307,7 +351,7 @@ class Assembly:
         return pool
 
 
-def evaluation_budget(recipe: Recipe, stage: RLStage | TextStage) -> int:
+def evaluation_budget(recipe: Recipe, stage: AnyStage) -> int:
     """Tokens of a rollout in the evaluations of a stage."""
     budget = rollout_budget(recipe, stage)
     if budget is None:

@@ -15,10 +15,11 @@ from forkpoint.assembly.credit_checks import (
     plan_credit,
     try_credit,
 )
-from forkpoint.assembly.lab import build_critic
+from forkpoint.assembly.critics import CriticKind, critic_kind
+from forkpoint.assembly.distillation_checks import check_distillation
 from forkpoint.assembly.tables import CREDIT_RULES, LOSSES, resolve
 from forkpoint.config.curriculum import Curriculum
-from forkpoint.config.recipe import FolderPolicy, Recipe, RLStage, TextStage
+from forkpoint.config.recipe import AnyStage, FolderPolicy, ForksStage, Recipe, RLStage, TabularPolicy, TextStage
 from forkpoint.credit.masks import WRAPPERS
 from forkpoint.errors import ModelError, RecipeError, TaskError, unknown_name
 from forkpoint.records import Problem
@@ -46,9 +47,13 @@ def check_recipe(recipe: Recipe, origin: Path, run: Path) -> dict[str, CreditPla
     for stage in recipe.stage:
         if isinstance(stage, RLStage):
             _check_rules(stage)
+        if isinstance(stage, ForksStage) and isinstance(recipe.policy, TabularPolicy):
+            raise RecipeError(
+                f"[[stage]] '{stage.name}': kind = 'forks' needs a causal language model ([policy] kind = 'tiny' or "
+                "'hf'), not 'tabular'."
+            )
     tasks = {stage.name: assembly.task(stage) for stage in recipe.stage}
-    for stage in recipe.stage:
-        build_critic(recipe, stage, tasks[stage.name])
+    critics = {stage.name: critic_kind(recipe, stage) for stage in recipe.stage}
     check_device(recipe.policy.device)
     policy = build_policy(recipe, origin)
     if isinstance(recipe.policy, FolderPolicy) and recipe.policy.lora is not None:
@@ -57,18 +62,21 @@ def check_recipe(recipe: Recipe, origin: Path, run: Path) -> dict[str, CreditPla
     for stage in recipe.stage:
         train = _check_stage(recipe, stage, tasks[stage.name], policy)
         if isinstance(stage, RLStage):
-            plans[stage.name] = _check_credit(stage, tasks[stage.name], policy, train)
+            plans[stage.name] = _check_credit(stage, tasks[stage.name], policy, train, critics[stage.name])
     return plans
 
 
-def _check_credit(stage: RLStage, task: Task, policy: "Policy", train: Sequence[Problem]) -> CreditPlan:
+def _check_credit(
+    stage: RLStage, task: Task, policy: "Policy", train: Sequence[Problem], critic: CriticKind | None
+) -> CreditPlan:
     """What is known of a stage's credit; raises a ForkpointError where the task or the policy lacks what it needs."""
     where = f"[[stage]] '{stage.name}'"
     check_needs(where, stage, task, train[0], by_character=policy.texts.by_character)
     rule = resolve(f"{where}: credit.rule", stage.credit.rule, CREDIT_RULES)
     try_credit(where, stage, rule, task, train[0])
     check_credit_lengths(where, stage, task, policy, train[:PROBED])
-    return plan_credit(stage, task, policy, train[0])
+    check_distillation(where, stage, task, policy, train[:PROBED])
+    return plan_credit(stage, task, policy, train[0], critic=critic)
 
 
 def check_device(device: str) -> None:
@@ -138,7 +146,7 @@ def _check_curriculum(settings: Curriculum, task: Task, key: Key) -> None:
     Candidates(settings, task, key)
 
 
-def _check_stage(recipe: Recipe, stage: RLStage | TextStage, task: Task, policy: "Policy") -> list[Problem]:
+def _check_stage(recipe: Recipe, stage: AnyStage, task: Task, policy: "Policy") -> list[Problem]:
     """Training problems of the stage; raises a ForkpointError for one that does not fit."""
     where = f"[[stage]] '{stage.name}'"
     key = Key.root(recipe.seed).child("check")
@@ -163,9 +171,9 @@ def _check_stage(recipe: Recipe, stage: RLStage | TextStage, task: Task, policy:
     return train
 
 
-def _sampling_budget(recipe: Recipe, stage: RLStage | TextStage) -> int | None:
+def _sampling_budget(recipe: Recipe, stage: AnyStage) -> int | None:
     """Most tokens of the rollouts on training problems that a stage learns from; None for one of texts alone."""
-    if isinstance(stage, RLStage):
+    if isinstance(stage, RLStage | ForksStage):
         return stage.max_new_tokens
     if not stage.data.startswith("rollouts:"):
         return None

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forkpoint.assembly.tables import CREDIT_RULES, CRITIC_RULES
+from forkpoint.assembly.critics import CriticKind
+from forkpoint.assembly.tables import CREDIT_RULES
+from forkpoint.config.critic import CriticSettings
 from forkpoint.config.recipe import RLStage
 from forkpoint.credit.bias import Bias, unbiased
 from forkpoint.credit.group import leave_one_out
 from forkpoint.credit.masks import wrapped
 from forkpoint.credit.needs import (
+    CRITIC_FORMULAS,
     RULE_DEMANDS,
     WRAPPER_DEMANDS,
     Cost,
@@ -21,6 +24,7 @@ from forkpoint.credit.needs import (
     Prices,
     Shape,
     credit_cost,
+    critic_cost,
     offered,
     unmet,
     workable,
@@ -66,8 +70,8 @@ def check_needs(where: str, stage: RLStage, task: Task, problem: Problem, *, by_
             f"{where}: truncated = 'drop' does not go with credit.rule = '{stage.credit.rule}', whose continuations "
             "count as wrong when they run out of budget: use truncated = 'wrong'."
         )
-    critic = stage.credit.rule in CRITIC_RULES  # A critic that cannot be was refused when it was built.
-    met = offered(task, problem, by_character=by_character, critic=critic, experts=stage.experts > 0)
+    # Every policy can have a critic of some kind; settings that do not fit were refused before.
+    met = offered(task, problem, by_character=by_character, critic=True, experts=stage.experts > 0)
     asked: list[tuple[str, str, Mapping[str, Any], Mapping[str, Demands]]] = [
         ("rule", stage.credit.rule, stage.credit.options, RULE_DEMANDS),
         *(("wrap", name, stage.credit.wrap_options.get(name, {}), WRAPPER_DEMANDS) for name in stage.credit.wrap),
@@ -85,16 +89,20 @@ def check_rule_needs(where: str, name: str, options: Mapping[str, Any], task: Ta
 def _refuse_unmet(
     where: str, name: str, options: Mapping[str, Any], table: Mapping[str, Demands], met: frozenset[Need], task: Task
 ) -> None:
-    lacking = unmet(table[name], options, met) if name in table else []
-    if lacking:
-        needs = ", ".join(_LACKS[need].format(task=task.name) for need in lacking)
+    needs = lacking(table[name], options, met, task) if name in table else ""
+    if needs:
         raise RecipeError(f"{where} needs {needs}; what works here: {', '.join(workable(table, met))}.")
+
+
+def lacking(demands: Demands, options: Mapping[str, Any], met: frozenset[Need], task: Task) -> str:
+    """What is demanded and not met, in words; empty where nothing is."""
+    return ", ".join(_LACKS[need].format(task=task.name) for need in unmet(demands, options, met))
 
 
 _LACKS: Mapping[Need, str] = MappingProxyType(
     {
         Need.CHARACTERS: "characters as tokens, which this policy does not have",
-        Need.CRITIC: "a critic, which only the task lab with a tabular policy has",
+        Need.CRITIC: "a critic, which this policy cannot have",
         Need.EXPERTS: "experts, but the stage has none",
         Need.ANSWER_KEY: "an answer key, which the problems of the task {task} lack",
         Need.REPLY: "replies, which the task {task} lacks",
@@ -186,15 +194,11 @@ def _written_group(task: Task, problem: Problem) -> Group:
 
 def check_credit_lengths(where: str, stage: RLStage, task: Task, policy: "Policy", problems: Sequence[Problem]) -> None:
     """Raises ModelError when what the credit asks about does not fit the model's context beside a whole rollout."""
-    groups = tuple(_written_group(task, problem) for problem in problems)
     prompts = [policy.texts.encode_prompt(problem.prompt) for problem in problems]
     longest, what = 0, ""
-    if stage.credit.rule == "privileged" and isinstance(task, Privileged):
+    if stage.credit.rule == "privileged":
         knowledge: Knowledge = stage.credit.options.get("knowledge", "answer")
-        told = knowledge_of(Batch(groups=groups, update=0), task, knowledge=knowledge)
-        asked = zip((problem for problem in problems for _ in range(2)), told, strict=True)
-        texts = [task.privileged_prompt(problem, text) for problem, text in asked if text is not None]
-        longest, what = max((len(policy.texts.encode_prompt(text)) for text in texts), default=0), "privileged prompt"
+        longest, what = told_length(task, policy, problems, knowledge), "privileged prompt"
     elif {stage.credit.rule, *stage.credit.wrap} & ASKING and isinstance(task, Answerable):
         answers = [policy.texts.encode(task.early_answer(problem, "")) for problem in problems]
         sizes = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
@@ -206,8 +210,21 @@ def check_credit_lengths(where: str, stage: RLStage, task: Task, policy: "Policy
         )
 
 
-def plan_credit(stage: RLStage, task: Task, policy: "Policy", problem: Problem) -> CreditPlan:
-    """Whether the stage's gradient is unbiased, and what its credit costs at rollouts of the full budget."""
+def told_length(task: Task, policy: "Policy", problems: Sequence[Problem], knowledge: Knowledge) -> int:
+    """Tokens of the longest privileged prompt of the problems; 0 for a task that has none."""
+    if not isinstance(task, Privileged):
+        return 0
+    groups = tuple(_written_group(task, problem) for problem in problems)
+    told = knowledge_of(Batch(groups=groups, update=0), task, knowledge=knowledge)
+    asked = zip((problem for problem in problems for _ in range(2)), told, strict=True)
+    texts = [task.privileged_prompt(problem, text) for problem, text in asked if text is not None]
+    return max((len(policy.texts.encode_prompt(text)) for text in texts), default=0)
+
+
+def plan_credit(
+    stage: RLStage, task: Task, policy: "Policy", problem: Problem, *, critic: CriticKind | None = None
+) -> CreditPlan:
+    """Whether the stage's gradient is unbiased, and what its credit and critic cost at rollouts of the full budget."""
     solution = written_rollout(problem, _right_text(task, problem))
     length = max(1, len(solution.tokens))
     steps = len(step_cuts(task, problem, solution)) * stage.max_new_tokens / length
@@ -222,10 +239,18 @@ def plan_credit(stage: RLStage, task: Task, policy: "Policy", problem: Problem) 
     chosen = stage.credit
     demands = [RULE_DEMANDS[chosen.rule]] if chosen.rule in RULE_DEMANDS else []
     demands += [WRAPPER_DEMANDS[name] for name in chosen.wrap]
+    cost = credit_cost(chosen.rule, chosen.options, chosen.wrap, chosen.wrap_options, shape)
+    formulas = [each.formula for each in demands if each.formula != "0"]
+    if critic is not None and critic in CRITIC_FORMULAS:
+        cost = None if cost is None else cost + critic_cost(critic, (stage.critic or CriticSettings()).epochs, shape)
+        formulas.append(CRITIC_FORMULAS[critic])
+    if stage.distillation is not None:
+        cost = None if cost is None else cost + RULE_DEMANDS["privileged"].cost({}, shape)
+        formulas.append("teacher: 1 + U / T scored")
     return CreditPlan(
         bias=unbiased(stage, fixed_length=hasattr(task, "budget")),
-        cost=credit_cost(chosen.rule, chosen.options, chosen.wrap, chosen.wrap_options, shape),
-        formulas=tuple(each.formula for each in demands if each.formula != "0"),
+        cost=cost,
+        formulas=tuple(formulas),
         prices=Prices(),
     )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from forkpoint.assembly.build import Assembly
-from forkpoint.config.recipe import Recipe, RLStage, TextStage
+from forkpoint.config.recipe import AnyStage, Recipe, RLStage
 from forkpoint.errors import ForkpointError, unknown_name
 
 if TYPE_CHECKING:
@@ -67,14 +67,14 @@ def examine_run(
         raise ForkpointError(f"no stage of {run} has a checkpoint yet{f': {stage}' if stage else ''}.")
 
 
-def _chosen(recipe: Recipe, stage: str | None) -> list[RLStage | TextStage]:
+def _chosen(recipe: Recipe, stage: str | None) -> list[AnyStage]:
     names = [each.name for each in recipe.stage]
     if stage is not None and stage not in names:
         raise ForkpointError(unknown_name("--stage", stage, names))
     return [each for each in recipe.stage if stage in (None, each.name)]
 
 
-def _kept(run: Path, stage: RLStage | TextStage) -> "tuple[Step, ...]":
+def _kept(run: Path, stage: AnyStage) -> "tuple[Step, ...]":
     """The last update of a stage whose rollouts were kept."""
     from forkpoint.store import RunReader
     from forkpoint.training.unit import Step

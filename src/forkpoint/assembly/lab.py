@@ -1,20 +1,18 @@
-"""What a recipe with `kind = "tabular"` is made of: its policy, sampler and critic."""
+"""What a recipe with `kind = "tabular"` is made of: its task and its policy."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forkpoint.assembly.tables import CRITIC_RULES, build_task
-from forkpoint.config.recipe import Recipe, RLStage, TabularPolicy, TextStage
+from forkpoint.assembly.tables import build_task
+from forkpoint.config.recipe import Recipe, TabularPolicy
 from forkpoint.errors import RecipeError
 from forkpoint.tasks.lab import Lab
-from forkpoint.tasks.protocol import Task
 from forkpoint.theory.classes import golden_policy, optimal_policy, uniform_policy
 from forkpoint.theory.graphs import PathStar
 from forkpoint.theory.tables import TablePolicy, policy_from_text, spread_policy
 
 if TYPE_CHECKING:
     from forkpoint.policies.tabular import TabularPolicy as Tabular
-    from forkpoint.training.critic import TableCritic
 
 STARTS = {"uniform": uniform_policy, "golden": golden_policy, "optimal": optimal_policy}
 
@@ -62,21 +60,3 @@ def _start(spec: TabularPolicy, graph: PathStar, folder: Path) -> TablePolicy:
         known = ", ".join(sorted(STARTS))
         raise RecipeError(f"[policy] start = '{spec.start}' is no policy file; known besides: {known}.") from None
     return policy_from_text(graph, text)
-
-
-def build_critic(recipe: Recipe, stage: RLStage | TextStage, task: Task) -> "TableCritic | None":
-    """A fresh critic for a stage whose credit rule asks for values; None for any other.
-
-    Raises RecipeError for another task or policy: the critic holds one value for each edge of the lab.
-    """
-    from forkpoint.policies.tabular import OFFSET
-    from forkpoint.training.critic import TableCritic
-
-    if not isinstance(stage, RLStage) or stage.credit.rule not in CRITIC_RULES:
-        return None
-    if not isinstance(task, Lab):
-        raise RecipeError(f"[[stage]] '{stage.name}': credit.rule = 'critic' needs the task lab, not {task.name}.")
-    if not isinstance(recipe.policy, TabularPolicy):
-        raise RecipeError(f"[[stage]] '{stage.name}': credit.rule = 'critic' needs [policy] kind = 'tabular'.")
-    gamma = float(stage.credit.options.get("gamma", 1.0))
-    return TableCritic(task.graph.state_count + OFFSET, rate=stage.critic_rate, gamma=gamma)

@@ -30,7 +30,6 @@ CORPORA: Mapping[str, str] = {"keychain": "demonstrator", "paths": "walks", "ari
 """What a tiny decoder imitates before it is measured."""
 BUDGETS: Mapping[str, int] = {"paths": 24, "arithmetic": 48, "lab": 48}
 """Tokens of a rollout, for tasks that have no length of their own."""
-NO_CRITIC = "--rules critic needs a table to have values of: --task lab, or --run with a tabular policy."
 NO_TABLE = "--tier exact needs a policy that sees only the task's state: a table of the lab."
 Options = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
 Whole = Annotated[int, Parameter(validator=Number(gte=0))]
@@ -144,19 +143,17 @@ def _check(task: "Task", source: Source, rules: "Sequence[Rule]", tier: str, siz
         check_rule_needs("--rules", rule.name, getattr(rule.give, "keywords", {}), task, problem)
     if source.run is not None or isinstance(task, Lab):
         return
-    if any(rule.critic for rule in rules):
-        raise ForkpointError(NO_CRITIC)
     if tier == "exact":
         raise ForkpointError(NO_TABLE)
 
 
 def _task_table(task: str, variant: str | None, settings: Sequence[str]) -> dict[str, Any]:
     from forkpoint.config.load import override_table
-    from forkpoint.meter.variants import variant_settings
+    from forkpoint.meter.variants import variant as find_variant
 
     if variant is not None and task != "keychain":
         raise ForkpointError(f"--variant = '{variant}' is one of keychain, not of --task {task}.")
-    chosen = variant_settings(variant or "A") if task == "keychain" else {}
+    chosen = find_variant(variant or "A").settings if task == "keychain" else {}
     return override_table({"name": task, **chosen}, settings)
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from forkpoint.config import Recipe
-from forkpoint.config.recipe import RLStage
+from forkpoint.config.recipe import ForksStage, RLStage
 
 if TYPE_CHECKING:
     from forkpoint.assembly.credit_checks import CreditPlan
@@ -86,6 +86,9 @@ def plan(recipe: Recipe) -> list[dict[str, Any]]:
         if isinstance(stage, RLStage):
             batches = stage.updates // stage.updates_per_batch
             row["rollouts"] = batches * stage.problems_per_update * stage.group_size
+            row["max_sampled_tokens"] = row["rollouts"] * stage.max_new_tokens
+        elif isinstance(stage, ForksStage):
+            row["rollouts"] = stage.problems * stage.group_size
             row["max_sampled_tokens"] = row["rollouts"] * stage.max_new_tokens
         else:
             row["texts"] = stage.updates * stage.batch_size

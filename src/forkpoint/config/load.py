@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from forkpoint.config.recipe import FolderPolicy, Recipe, RLStage, TabularPolicy, TextStage, TinyPolicy
+from forkpoint.config.recipe import FolderPolicy, ForksStage, Recipe, RLStage, TabularPolicy, TextStage, TinyPolicy
 from forkpoint.errors import RecipeError, unknown_name
 
 MAX_DEPTH = 32
@@ -23,7 +23,7 @@ M = TypeVar("M", bound=BaseModel)
 
 _KINDS: Mapping[str, type[BaseModel]] = {
     "tiny": TinyPolicy, "hf": FolderPolicy, "tabular": TabularPolicy,
-    "pretrain": TextStage, "sft": TextStage, "rl": RLStage,
+    "pretrain": TextStage, "sft": TextStage, "rl": RLStage, "forks": ForksStage,
 }  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def _explain(model: type[BaseModel], error: ValidationError, tree: Mapping[str, 
     place = _readable(first["loc"], tree)
     key = ".".join(place)
     context = first.get("ctx", {})
-    kinds = ("tiny", "hf", "tabular") if place == ["policy"] else ("pretrain", "sft", "rl")
+    kinds = ("tiny", "hf", "tabular") if place == ["policy"] else ("pretrain", "sft", "rl", "forks")
     match first["type"]:
         case "extra_forbidden":
             return _unknown_key(model, first, place)

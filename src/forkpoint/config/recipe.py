@@ -3,11 +3,14 @@
 Defaults are the ones that have been run.  A field without a default must be given.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
+from forkpoint.config.critic import CriticSettings
 from forkpoint.config.curriculum import Curriculum
+from forkpoint.config.distillation import Distillation
+from forkpoint.config.forks import ForkSettings
 from forkpoint.config.strict import Strict
 from forkpoint.errors import unknown_name
 
@@ -165,6 +168,9 @@ class Doctor(Strict):
     """A short form before the first update of each stage."""
     every: Annotated[int, Field(ge=0, le=10_000_000)] = 100
     """Updates between later checks; 0: none."""
+    drift: Literal["watch", "stop", "off"] = "watch"
+    """Whether tokens that dense credit leaves out are watched in RL stages (docs/credit/drift.md); `stop` also ends a
+    stage that is sick of them."""
 
 
 class StageBase(Strict):
@@ -251,11 +257,12 @@ class RLStage(StageBase):
     credit: Credit = Credit()
     loss: PolicyLoss = PolicyLoss()
     divergence: Divergence | None = None
+    distillation: Distillation | None = None
     reward: RewardRule = RewardRule()
     experts: Annotated[int, Field(ge=0, le=64)] = 0
     """Solutions of the task in each group, 0 to 64; for the loss `mixed_policy` with the credit `with_experts`."""
-    critic_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Share of the way that a critic's values go toward a batch's mean reward to go; only the rule `critic` has one."""
+    critic: CriticSettings | None = None
+    """The learned values that the rule `critic`, or one of somebody else's, asks for; without it the usual ones."""
     curriculum: Curriculum | None = None
     """Which problems come, and which groups are trained on; without it problems are drawn as the task gives them."""
     keep_rollouts: Annotated[str, Field(pattern=r"^(all|every:[1-9][0-9]{0,8}|sample:[1-9][0-9]{0,8})$")] = "every:10"
@@ -290,7 +297,26 @@ class RLStage(StageBase):
             raise ValueError(f"credit.options.experts must be {self.experts}, like experts of the stage")
 
 
-Stage = Annotated[TextStage | RLStage, Field(discriminator="kind")]
+class ForksStage(ForkSettings, StageBase):
+    """Contrastive fork tuning: the fork tokens of the parent's own right and wrong rollouts."""
+
+    kind: Literal["forks"]
+    updates: Annotated[int, Field(ge=0, le=10_000_000)] = 149
+    """Optimizer steps: the cap that keeps the loss, which has no lower bound, from running away."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ForksStage":
+        if self.problems * self.group_size > MAX_ROLLOUTS:
+            raise ValueError(
+                f"problems x group_size = {self.problems * self.group_size} rollouts are more than {MAX_ROLLOUTS}"
+            )
+        if self.bugs != Bugs():
+            raise ValueError("bugs are emulated in stages of the other kinds only")
+        return self
+
+
+AnyStage: TypeAlias = TextStage | RLStage | ForksStage
+Stage = Annotated[AnyStage, Field(discriminator="kind")]
 Policy = Annotated[TinyPolicy | FolderPolicy | TabularPolicy, Field(discriminator="kind")]
 
 
@@ -330,7 +356,7 @@ class Recipe(Strict):
             known.append(stage.name)
         return self
 
-    def get_stage(self, name: str) -> TextStage | RLStage:
+    def get_stage(self, name: str) -> AnyStage:
         """The stage of that name; KeyError when there is none."""
         for stage in self.stage:
             if stage.name == name:
@@ -338,12 +364,12 @@ class Recipe(Strict):
         raise KeyError(name)
 
 
-def parent(stage: TextStage | RLStage) -> str | None:
+def parent(stage: AnyStage) -> str | None:
     """The stage whose weights this one starts with; None for the policy as built."""
     return None if stage.from_ == "policy" else stage.from_
 
 
-def sources(stage: TextStage | RLStage) -> tuple[str, ...]:
+def sources(stage: AnyStage) -> tuple[str, ...]:
     """The stages that must be done before this one, `policy` left out."""
     names = [parent(stage)]
     if isinstance(stage, TextStage) and stage.data.startswith("rollouts:"):
@@ -351,10 +377,11 @@ def sources(stage: TextStage | RLStage) -> tuple[str, ...]:
     return tuple(name for name in dict.fromkeys(names) if name is not None and name != "policy")
 
 
-def rollout_budget(recipe: Recipe, stage: TextStage | RLStage) -> int | None:
+def rollout_budget(recipe: Recipe, stage: AnyStage) -> int | None:
     """Tokens of a rollout in the evaluations of a stage; None when the recipe does not say."""
     if recipe.evaluation.max_new_tokens is not None:
         return recipe.evaluation.max_new_tokens
-    if isinstance(stage, RLStage):
+    if isinstance(stage, RLStage | ForksStage):
         return stage.max_new_tokens
-    return max((other.max_new_tokens for other in recipe.stage if isinstance(other, RLStage)), default=None)
+    sampling = (other for other in recipe.stage if isinstance(other, RLStage | ForksStage))
+    return max((other.max_new_tokens for other in sampling), default=None)

@@ -39,8 +39,10 @@ def _always(reason: str) -> _Reason:
 def _critic(options: Mapping[str, Any]) -> str | None:
     if options.get("gamma", 1.0) < 1:
         return "critic: gamma below 1 discounts a reward that the objective does not discount"
-    if options.get("lam", 0.95) < 1:
+    if options.get("lam", 1.0) < 1:
         return "critic: lam below 1 puts the errors of the values into the gradient"
+    if options.get("alpha") is not None and options.get("floor", 0.95) < 1:
+        return "critic: alpha bootstraps from values, by the whole length of a rollout"
     return None
 
 
@@ -100,6 +102,7 @@ WRAPPER_BIAS: Mapping[str, _Reason] = MappingProxyType(
             None if options.get("keep", 0.2) == 1 else "fork_mask: leaves out tokens, chosen within the batch"
         ),
         "confident_mask": _always("confident_mask: leaves out tokens by the probability that they were drawn with"),
+        "outcome_floor": _never,
         "positive_only": _always("positive_only: leaves out negative advantages"),
         "progressive_confidence": lambda options: (
             None if options.get("penalty", 1.0) == 0 else "progressive_confidence: adds a penalty on early confidence"
@@ -175,6 +178,8 @@ def _loss_reasons(stage: RLStage) -> list[str]:
             f"updates_per_batch = {stage.updates_per_batch}: after the first update the {stage.loss.name} loss clips "
             "or masks ratios"
         )
+    if stage.distillation is not None:
+        reasons.append("distillation: pulls to a teacher, with the distribution of states held fixed")
     if stage.divergence is not None and stage.divergence.kind == "token_k2":
         reasons.append("divergence token_k2: holds the distribution of states fixed")
     return reasons

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forkpoint.credit.answer_progress import answer_probabilities
+from forkpoint.credit.group import leave_one_out
 from forkpoint.credit.transcripts import Cut, batch_cuts, spread_over_steps
 from forkpoint.errors import unknown_name
 from forkpoint.probe import Probe
@@ -153,6 +154,23 @@ def step_check(credits: Sequence[Credit], batch: Batch, probe: Probe, *, penalty
     return made
 
 
+def outcome_floor(credits: Sequence[Credit], batch: Batch, probe: Probe, *, share: float = 0.25) -> list[Credit]:
+    """The credits mixed with leave-one-out over all tokens: (1 - share) A + share A_outcome.
+
+    Tokens that a rule gives nothing still feel the outcome, so they cannot drift without a price.  A mixture of two
+    credits without bias has none.
+
+    Raises:
+        ValueError: `share` outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"outcome_floor: share = {share} must lie in [0, 1].")
+    return [
+        _changed(credit, (1 - share) * credit.advantages.astype(np.float64) + share * smeared.advantages)
+        for credit, smeared in zip(credits, leave_one_out(batch, probe), strict=True)
+    ]
+
+
 def _masked(credits: Sequence[Credit], kept: Sequence[NDArray[np.bool_]]) -> list[Credit]:
     return [
         _changed(credit, np.where(mine, credit.advantages, 0.0)) for credit, mine in zip(credits, kept, strict=True)
@@ -165,6 +183,7 @@ def _changed(credit: Credit, advantages: NDArray[Any], **details: float) -> Cred
 
 WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
     {
+        "outcome_floor": outcome_floor,
         "fork_mask": fork_mask,
         "confident_mask": confident_mask,
         "positive_only": positive_only,

@@ -37,7 +37,7 @@ class Need(StrEnum):
     CHARACTERS = "characters"
     """A policy whose tokens are single characters, so that the text before a token is known."""
     CRITIC = "critic"
-    """A learned critic: the task `lab` with a tabular policy."""
+    """A learned critic: a table for a tabular policy, a network for a language model."""
     JUDGE = "judge"
     """A model that judges."""
     EXPERTS = "experts"
@@ -245,6 +245,7 @@ WRAPPER_DEMANDS: Mapping[str, Demands] = MappingProxyType(
     {
         "fork_mask": Demands(cost=_fork_mask, formula="scored: 1 + U / T with the measure entropy, else 0"),
         "confident_mask": Demands(),
+        "outcome_floor": Demands(),
         "positive_only": Demands(),
         "progressive_confidence": Demands(
             needs=_ASKING.needs, cost=_progressive_confidence, formula="scored: as answer_progress with S at most 6"
@@ -253,6 +254,21 @@ WRAPPER_DEMANDS: Mapping[str, Demands] = MappingProxyType(
     }
 )
 """The wrappers by the name that a recipe uses."""
+
+
+CRITIC_FORMULAS: Mapping[str, str] = MappingProxyType(
+    {"head": "critic: 2 (1 + U / T) scored", "network": "critic: (2 + 3 epochs) (1 + U / T) scored"}
+)
+"""What a learned critic costs, in words, by its kind; a table costs nothing."""
+
+
+def critic_cost(kind: str, epochs: int, shape: Shape) -> Cost:
+    """The cost of a critic for each rollout token: two readings of prompt and rollout, for the credit and for the fit.
+
+    Each pass that fits a `network` is three more, since a backward pass costs two readings.
+    """
+    readings = {"head": 2.0, "network": 2.0 + 3.0 * epochs}.get(kind, 0.0)
+    return Cost(scored=readings * (1 + shape.prompt_tokens / shape.tokens))
 
 
 def offered(
@@ -283,7 +299,7 @@ def workable(table: Mapping[str, Demands], met: Iterable[Need]) -> list[str]:
     """The names in a table whose needs are all met under the usual options, by name.
 
     >>> workable(WRAPPER_DEMANDS, {Need.STEP_CHECK, Need.CUT_POINTS, Need.CHARACTERS})
-    ['confident_mask', 'fork_mask', 'positive_only', 'step_check']
+    ['confident_mask', 'fork_mask', 'outcome_floor', 'positive_only', 'step_check']
     """
     found = frozenset(met)
     return sorted(name for name, demands in table.items() if not unmet(demands, {}, found))

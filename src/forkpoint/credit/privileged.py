@@ -168,7 +168,7 @@ def privileged(
 
 def _log_ratios(batch: Batch, probe: Probe, base: Sequence[Credit], knowledge: Knowledge) -> dict[int, Array]:
     """Delta of each token of the rollouts that have an advantage and something to be told, by place."""
-    prompts = _told_prompts(batch, probe, knowledge)
+    prompts = told_prompts(batch, probe, knowledge)
     places = [place for place, credit in enumerate(base) if prompts[place] is not None and credit.advantages.any()]
     rollouts: Sequence[Rollout] = batch.rollouts
     requests = [
@@ -183,7 +183,12 @@ def _log_ratios(batch: Batch, probe: Probe, base: Sequence[Credit], knowledge: K
     }
 
 
-def _told_prompts(batch: Batch, probe: Probe, knowledge: Knowledge) -> list[Ints | None]:
+def told_prompts(batch: Batch, probe: Probe, knowledge: Knowledge) -> list[Ints | None]:
+    """The prompt tokens of each rollout of `batch.rollouts` with its knowledge; None where there is nothing to tell.
+
+    Raises:
+        ValueError: a task without `privileged_prompt`.
+    """
     task = probe.task
     if not isinstance(task, Privileged):
         raise ValueError("privileged: the task has no privileged_prompt.")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forkpoint.bugs import Bugs
-from forkpoint.config.recipe import RLStage
+from forkpoint.config.recipe import ForksStage, RLStage
 from forkpoint.doctor.check import Check
 from forkpoint.doctor.subject import Judged, Subject
 from forkpoint.records import Batch, Credit, Group, Outcome, Severity, Verdict
@@ -173,6 +173,15 @@ def token_weights_global(subject: Subject) -> Check:
     if isinstance(stage, RLStage):
         found = [row.policy_weights if len(row.policy_weights) else row.expert_weights for row in subject.rows]
         wanted = _weights(subject, stage)
+    elif isinstance(stage, ForksStage):
+        # Fork tokens weigh A / |D|; the others are anchored, and weigh nothing here.
+        count = sum(int(np.count_nonzero(row.advantages)) for row in subject.rows)
+        wanted = [1.0 / max(1, count)] * len(subject.rows)
+        forks = [row.advantages != 0 for row in subject.rows]
+        found = [
+            np.where(fork, row.imitation_weights / np.where(fork, row.advantages, 1.0), row.loss_mask / max(1, count))
+            for fork, row in zip(forks, subject.rows, strict=True)
+        ]
     else:
         count = sum(int(row.loss_mask.sum()) for row in subject.rows)
         found, wanted = [row.imitation_weights for row in subject.rows], [1.0 / max(1, count)] * len(subject.rows)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from forkpoint.config.recipe import RLStage, TextStage
+from forkpoint.config.recipe import AnyStage, RLStage
 from forkpoint.doctor.check import Check
 from forkpoint.doctor.subject import Subject
 from forkpoint.files import free_bytes
@@ -33,7 +33,7 @@ def checkpoint_bytes(policy: Policy) -> int:
     return weights + MOMENTS * trained
 
 
-def stage_bytes(stage: RLStage | TextStage, checkpoint: int, tokens: float) -> int:
+def stage_bytes(stage: AnyStage, checkpoint: int, tokens: float) -> int:
     """Bytes that a stage leaves on the disk at its fullest; `tokens` is the mean length of a rollout."""
     made = (stage.updates // stage.checkpoint_every if stage.checkpoint_every else 0) + 1
     # The newest is whole before the oldest goes.
@@ -67,7 +67,7 @@ def disk(subject: Subject) -> Check:
     )
 
 
-def _longest(stages: Sequence[RLStage | TextStage]) -> float:
+def _longest(stages: Sequence[AnyStage]) -> float:
     return max((float(stage.max_new_tokens) for stage in stages if isinstance(stage, RLStage)), default=0.0)
 
 
@@ -95,7 +95,7 @@ def memory(subject: Subject) -> Check:
     )
 
 
-def _second(stage: RLStage | TextStage) -> bool:
+def _second(stage: AnyStage) -> bool:
     return isinstance(stage, RLStage) and stage.divergence is not None
 
 

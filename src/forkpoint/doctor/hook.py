@@ -3,7 +3,7 @@
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 
-from forkpoint.config.recipe import RLStage, TextStage
+from forkpoint.config.recipe import AnyStage
 from forkpoint.doctor.canaries import Trial, canaries, judged, trial
 from forkpoint.doctor.check import AUDIT, Check, findings, sickness
 from forkpoint.doctor.subject import SHORT, Extent, draw_subject
@@ -23,7 +23,7 @@ class DoctorHook:
     before: bool
     every: int
     """Updates between checks; 0: none."""
-    stages: tuple[RLStage | TextStage, ...] = ()
+    stages: tuple[AnyStage, ...] = ()
     """All stages of the run, for the forecast."""
     task_name: str = ""
     """Names the task among those of the run: its verifier is tried once in a process."""
@@ -50,7 +50,7 @@ class DoctorHook:
 
 
 def checked(
-    loop: Loop, extent: Extent, tried: Trial, *, stages: Sequence[RLStage | TextStage], alone: bool = False
+    loop: Loop, extent: Extent, tried: Trial, *, stages: Sequence[AnyStage], alone: bool = False
 ) -> list[Check]:
     """All checks of a loop; only that of the verifier where it is sick, since the rest would wait for it in vain."""
     alive = trial_alive(tried)

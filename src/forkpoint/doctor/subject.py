@@ -8,13 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import numpy as np
+
 from forkpoint.batching import Row
-from forkpoint.config.recipe import RLStage, TextStage
+from forkpoint.config.recipe import AnyStage, RLStage, TextStage
 from forkpoint.doctor.canaries import Trial
 from forkpoint.policies.tabular import TabularPolicy
-from forkpoint.records import Batch, Credit, Group, TextExample
+from forkpoint.records import Batch, Credit, Group, TextExample, frozen_array
 from forkpoint.tasks.protocol import split_problems
 from forkpoint.training.components import Objective, accumulate
+from forkpoint.training.forks import ForksTraining
 from forkpoint.training.hooks import Loop
 from forkpoint.training.imitation import TextTraining
 from forkpoint.training.rl import RLTraining, rewarded, usable
@@ -74,14 +77,14 @@ class Subject:
     trial: Trial
     accumulate: Accumulate = accumulate
     sample_seconds: float = 0.0
-    stages: tuple[RLStage | TextStage, ...] = ()
+    stages: tuple[AnyStage, ...] = ()
     """All stages of the run, for the forecast."""
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds by what took them."""
 
 
 def draw_subject(
-    loop: Loop, extent: Extent, trial: Trial, *, stages: Sequence[RLStage | TextStage] = (), purpose: str = "doctor"
+    loop: Loop, extent: Extent, trial: Trial, *, stages: Sequence[AnyStage] = (), purpose: str = "doctor"
 ) -> Subject:
     """The subject of a loop."""
     began = time.perf_counter()
@@ -93,6 +96,13 @@ def draw_subject(
         return Subject(
             loop=loop, extent=extent, trial=trial, stages=tuple(stages), judged=(drawn, *units(loop)),
             rows=tuple(rows), objective=training.objective, sample_seconds=seconds,
+        )  # fmt: skip
+    if isinstance(training, ForksTraining):
+        # Signed weights on fork tokens are imitation weights; the anchor stays out of these checks.
+        forks = tuple(training.rows(loop.done + 1))
+        return Subject(
+            loop=loop, extent=extent, trial=trial, stages=tuple(stages), texts=tuple(map(_as_text, forks)),
+            rows=forks, objective=Objective(imitation=True), sample_seconds=time.perf_counter() - began,
         )  # fmt: skip
     if not isinstance(training, TextTraining):
         raise TypeError(f"the doctor knows no {type(training).__name__}")
@@ -141,6 +151,14 @@ def units(loop: Loop) -> list[Judged]:
             Judged(name=f"update {step.update}", groups=step.groups, group_size=size, batch=batch, credits=step.credits)
         )
     return found
+
+
+def _as_text(row: Row) -> TextExample:
+    return TextExample(
+        tokens=frozen_array(np.concatenate([row.prompt, row.tokens]), np.int32),
+        loss_mask=frozen_array(np.concatenate([np.zeros(len(row.prompt), np.bool_), row.loss_mask]), np.bool_),
+        provenance="a pool of rollouts",
+    )
 
 
 def _expected(loop: Loop, count: int) -> tuple[str, ...]:

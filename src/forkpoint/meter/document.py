@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from forkpoint.meter.examples import Example, planned_examples
 from forkpoint.meter.gradients import GradientScore
 from forkpoint.meter.measures import Measured
 from forkpoint.meter.reading import Extent, Reading, RuleReading
@@ -39,6 +40,7 @@ def reading_document(reading: Reading) -> dict[str, Any]:
             "oracle_noise": None if reading.oracle_noise is None else _measured(reading.oracle_noise),
         },
         "rules": [_rule(rule) for rule in reading.rules],
+        "examples": [_example(example) for example in reading.examples],
     }
 
 
@@ -48,6 +50,25 @@ def _rule(rule: RuleReading) -> dict[str, Any]:
         **{name: _measured(value) for name, value in rule.measures.items()},
         "cost": dict(rule.cost),
         "gradient": None if rule.gradient is None else _gradient(rule.gradient),
+    }
+
+
+def _example(example: Example) -> dict[str, Any]:
+    """One rollout; lists run over its tokens, and hold null where a number is not known."""
+    prompt = example.prompt if isinstance(example.prompt, str) else [dict(part) for part in example.prompt]
+    return {
+        "prompt": prompt,
+        "answer": example.answer,
+        "rollout": example.rollout,
+        "outcome": example.outcome,
+        "correct": example.correct,
+        "group": {"solved": example.solved, "size": example.size},
+        "tokens": list(example.tokens),
+        "trained": list(example.trained),
+        "keys": None if example.keys is None else list(example.keys),
+        "truth": list(example.truth),
+        "errors": list(example.errors),
+        "rules": [{"rule": name, "advantages": list(found)} for name, found in example.advantages.items()],
     }
 
 
@@ -82,4 +103,5 @@ def planned_tokens(subject: Subject, extent: Extent, *, critic: bool = False) ->
         "truth": truth if drawn else 0,
         "gradient batches": extent.batches * small * budget,
         "oracle gradients": oracle if drawn else 0,
+        "examples": planned_examples(subject, extent.examples) if drawn else 0,
     }

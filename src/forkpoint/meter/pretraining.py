@@ -10,7 +10,7 @@ from forkpoint.errors import ForkpointError
 from forkpoint.policies.causal import CausalPolicy
 from forkpoint.policies.folder import load_folder
 from forkpoint.policies.texts import Texts, alphabet_tokenizer
-from forkpoint.policies.tiny import build_decoder
+from forkpoint.policies.tiny import attend_prompt, build_decoder
 from forkpoint.seeds import Key, content_hash
 from forkpoint.store import checkpoint_path, load_state, save_checkpoint, verify_checkpoint
 from forkpoint.tasks.protocol import Task
@@ -26,13 +26,16 @@ class Pretraining:
     """How the decoder is made."""
 
     corpus: str
+    shape: str = "qwen3"
     layers: int = 2
-    width: int = 64
+    width: int = 96
     heads: int = 4
+    outputs_attend: str = "all"
+    """`prompt`: its tokens see the prompt and themselves alone."""
     updates: int = 400
     batch_size: int = 32
     """Texts of an update."""
-    learning_rate: float = 6e-3
+    learning_rate: float = 3e-3
     seed: int = 0
 
 
@@ -70,13 +73,15 @@ def _trained(task: Task, plan: Pretraining, progress: Progress | None) -> Causal
     key = Key.root(plan.seed).child("meter", "pretraining")
     tokenizer = alphabet_tokenizer(task.alphabet or "")
     model = build_decoder(
-        shape="llama", vocabulary=len(tokenizer), layers=plan.layers, width=plan.width, heads=plan.heads,
+        shape=plan.shape, vocabulary=len(tokenizer), layers=plan.layers, width=plan.width, heads=plan.heads,
         context=CONTEXT, key=key.child("policy"),
     )  # fmt: skip
+    if plan.outputs_attend == "prompt":
+        attend_prompt(model)
     policy = CausalPolicy(model, Texts(tokenizer))
     stage = TextStage(
         name="pretraining", kind="pretrain", updates=plan.updates, data=plan.corpus, batch_size=plan.batch_size,
-        learning_rate=plan.learning_rate, warmup=min(20, plan.updates), schedule="cosine",
+        learning_rate=plan.learning_rate, warmup=min(20, plan.updates), schedule="constant",
     )  # fmt: skip
     draw = corpus_draw(task, policy.texts, stage, key)
     training = TextTraining(stage=stage, policy=policy, optimization=Optimization(model, stage), draw=draw)

@@ -1,11 +1,12 @@
 """One reading of the meter: every rule on the same batches, held against the truth."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
 
+from forkpoint.meter.examples import Example, Plan, take_examples
 from forkpoint.meter.gradients import (
     Coordinates,
     GradientScore,
@@ -30,7 +31,7 @@ from forkpoint.meter.subject import Rule, Subject, give_credit
 from forkpoint.meter.truth import Places, Tier, Truth, drawn_truth, every_place, key_labels, truth_credits
 from forkpoint.records import Batch, Credit
 from forkpoint.seeds import Key
-from forkpoint.training.critic import TableCritic
+from forkpoint.training.critic import Critic
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Told what is being done, how far it is, and how far it goes."""
@@ -55,6 +56,8 @@ class Extent:
     seeds: int = 1
     threshold: float = 0.05
     """|true advantage| above which a step mattered, where the task does not know."""
+    examples: Plan = field(default_factory=Plan)
+    """Rollouts that are shown token by token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +93,9 @@ class Reading:
     """Noise-to-signal power of the gradient under the truth."""
     gradient_rollouts: int
     truth_cost: Mapping[str, float]
-    """Spent on the truth alone."""
+    """Spent on the truth alone, examples apart."""
+    examples: tuple[Example, ...] = ()
+    """Of the first seed's batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -133,11 +138,14 @@ def take_reading(subject: Subject, rules: Sequence[Rule], extent: Extent, progre
         reliability=float(reliability(truth.truth, truth.variance, truth.weights[None])[0]),
         labels="threshold" if labels is None else "keys", oracle_noise=noise,
         gradient_rollouts=extent.gradient_problems * subject.group_size,
+        examples=take_examples(
+            subject, compared[0].batch, compared[0].truth, compared[0].credits, extent.examples
+        ),
     )  # fmt: skip
 
 
 def _compare(
-    subject: Subject, rules: Sequence[Rule], extent: Extent, seed: int, critic: TableCritic | None, progress: Progress
+    subject: Subject, rules: Sequence[Rule], extent: Extent, seed: int, critic: Critic | None, progress: Progress
 ) -> _Compared:
     batch = subject.batch(subject.probe("batch"), "truth", seed)
     probe = subject.probe("truth")
@@ -204,7 +212,7 @@ def _cost(compared: Sequence[_Compared], rule: str, rollouts: int, tokens: int) 
 
 
 def _gradients(
-    subject: Subject, rules: Sequence[Rule], extent: Extent, critic: TableCritic | None, progress: Progress
+    subject: Subject, rules: Sequence[Rule], extent: Extent, critic: Critic | None, progress: Progress
 ) -> tuple[dict[str, GradientScore], Measured | None]:
     """The score of each rule's gradient and the noise of the oracle's; nothing where they are left out."""
     if not extent.batches:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from forkpoint.config.critic import CriticSettings
 from forkpoint.credit import CreditRule
 from forkpoint.errors import ForkpointError
 from forkpoint.meter.enumeration import MOST_SEQUENCES, Language, enumerated_truth
@@ -22,14 +23,16 @@ from forkpoint.seeds import Key
 from forkpoint.tasks.lab import Lab
 from forkpoint.tasks.protocol import Interactive, Task, split_problems
 from forkpoint.theory.graphs import edge_states
-from forkpoint.training.critic import TableCritic
+from forkpoint.training.critic import Critic, TableCritic
 from forkpoint.training.rl import usable
 from forkpoint.training.rollouts import SamplePlan, judged_groups
+from forkpoint.training.value_network import ValueNetwork
 from forkpoint.verifiers.guard import guarded
 
 STAGE = "meter"
+USUAL = CriticSettings()
 CRITIC_BATCHES = 8
-"""Batches that a critic of the table is fitted to before it is asked."""
+"""Batches that a critic is fitted to before it is asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +59,10 @@ class Subject:
     group_size: int = 8
     temperature: float = 1.0
     slots: int = 256
+    values: CriticSettings = USUAL
+    """The critic of a language model; a table has one value for each of its edges."""
 
-    def probe(self, purpose: str, critic: TableCritic | None = None) -> LocalProbe:
+    def probe(self, purpose: str, critic: Critic | None = None) -> LocalProbe:
         """A fresh probe, which counts from 0; `purpose` names the stream of its continuations."""
         verifier = guarded(self.task.verify, fixed_length=getattr(self.task, "budget", None))
         plan = BranchPlan(task=self.task, key=self.key.child(purpose), max_new_tokens=self.max_new_tokens)
@@ -98,18 +103,24 @@ class Subject:
             ),
         )
 
-    def critic(self) -> TableCritic:
-        """A critic of the table, fitted to batches of its own.
+    def critic(self) -> Critic:
+        """A critic of the policy, fitted to `CRITIC_BATCHES` batches of its own.
 
         Raises:
-            ForkpointError: the policy is no table, so there is no critic for it.
+            ForkpointError: no group of two rollouts could be judged.
         """
-        if not isinstance(self.policy, TabularPolicy):
-            raise ForkpointError("--rules critic needs a table to have values of: --task lab, or a tabular recipe.")
-        critic, probe = TableCritic(self.policy.graph.state_count + OFFSET), self.probe("critic")
+        critic, probe = self.fresh_critic(), self.probe("critic")
         for number in range(CRITIC_BATCHES):
             critic.fit(self.batch(probe, "critic", number))
         return critic
+
+    def fresh_critic(self) -> Critic:
+        """A critic of the policy that has seen nothing."""
+        if isinstance(self.policy, TabularPolicy):
+            return TableCritic(self.policy.graph.state_count + OFFSET)
+        if not isinstance(self.policy, CausalPolicy):
+            raise TypeError(f"no critic for a {type(self.policy).__name__}")
+        return ValueNetwork(self.policy, self.values, key=self.key.child("critic", "weights"))
 
     @property
     def best_tier(self) -> Tier:

@@ -2,6 +2,8 @@
 
 Log-probabilities are natural (nats), in fp32, of the tokens after a prompt.  A prompt that many rows share is
 computed once, also in training: its keys and values carry gradients.
+A model whose config says `outputs_attend = "prompt"` sees, from each token after the prompt, the prompt and that token
+alone: its tokens depend on each other only through the one before.  A laboratory for credit, no way to build models.
 Letters: P prompts, U prompt positions, B rows, T positions after the prompt, N scored positions, D hidden, V tokens.
 """
 
@@ -38,7 +40,7 @@ class CausalPolicy:
     """A decoder, its tokenizer, and the two forwards that everything is made of: scoring and decoding.
 
     Raises ModelError for a model whose logits are not its head over its decoder, or whose attention is not causal
-    and full: one small forward is compared with the model's own.
+    and full (or as `outputs_attend` says): one small forward is compared with the model's own.
     """
 
     def __init__(self, model: Any, texts: Texts, *, device: str = "cpu") -> None:  # noqa: ANN401
@@ -51,6 +53,7 @@ class CausalPolicy:
             self._head = inner.get_output_embeddings()
             self.num_layers = int(inner.config.num_hidden_layers)
             self.context_length = _context_length(inner.config)
+            self.sees_outputs = getattr(inner.config, "outputs_attend", "all") != "prompt"
             fault = self._fault(inner.config)
         except _UNFIT as error:
             fault = f"{type(error).__name__}: {str(error).strip() or 'no more is known'}".splitlines()[0][:200]
@@ -67,15 +70,20 @@ class CausalPolicy:
         if getattr(config, "final_logit_softcapping", None):
             return "it caps its logits (final_logit_softcapping)"
         tokens = (np.arange(min(6, self.context_length)) * 7 % vocabulary).astype(np.int32)
+        cuts = (1, len(tokens) - 1)
         rows = [
             Row(prompt=tokens[:cut], tokens=tokens[cut:], loss_mask=np.ones(len(tokens) - cut, np.bool_))
-            for cut in (1, len(tokens) - 1)
+            for cut in cuts
         ]
         batch = pad_rows(rows, (0, 1), device=self.device)
         ours = self.logits(self.hidden(batch)[batch.loss_mask])
-        ids = torch.from_numpy(tokens).long().to(self.device)[None]
-        plain = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
-        theirs = torch.cat([plain[:-1], plain[-2:-1]]).to(ours.dtype)
+        ids = torch.from_numpy(tokens).long().to(self.device)[None].expand(2, -1)
+        places = torch.arange(len(tokens), device=self.device)
+        shown = torch.ones_like(ids)
+        if not self.sees_outputs:
+            shown = self.visible(places[None], places, torch.tensor(cuts, device=self.device))
+        plain = self.model(input_ids=ids, attention_mask=shown, use_cache=False).logits
+        theirs = torch.cat([plain[0, :-1], plain[1, -2:-1]]).to(ours.dtype)
         allowed = 1e-3 if plain.dtype.itemsize >= 4 else 0.1
         if not bool(theirs.isfinite().all()):
             return "its logits are not finite numbers"
@@ -102,14 +110,27 @@ class CausalPolicy:
             input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
         ).last_hidden_state
 
-    def prefill(self, prompts: Int[Tensor, "P U"]) -> tuple[Float[Tensor, "P U D"], Cache]:
-        """Hidden states and captured keys and values of right-padded prompts."""
-        width = prompts.shape[1]
-        positions = torch.arange(width, device=self.device)
-        causal = (positions[None, :] <= positions[:, None])[None, None]
+    def visible(
+        self, queries: Int[Tensor, "R T"], keys: Int[Tensor, " K"], heads: Int[Tensor, " R"] | None
+    ) -> Bool[Tensor, "R 1 T K"]:
+        """Which positions each query may look at; `heads` are the lengths of the prompts, None: all is prompt."""
+        mask = keys <= queries[..., None]
+        if heads is not None and not self.sees_outputs:
+            mask = mask & ((keys < heads[:, None, None]) | (keys == queries[..., None]))
+        return mask[:, None]
+
+    def prefill(
+        self, prompts: Int[Tensor, "P U"], heads: Int[Tensor, " P"] | None = None
+    ) -> tuple[Float[Tensor, "P U D"], Cache]:
+        """Hidden states and captured keys and values of right-padded prompts.
+
+        `heads`: where the prompts end whose first tokens of a rollout stand behind them.
+        """
+        positions = torch.arange(prompts.shape[1], device=self.device)
         cache = capture_cache(self.num_layers)
         places = positions.clamp(max=self.context_length - 1)
-        return self.forward(prompts, places[None].expand(prompts.shape[0], -1), causal, cache), cache
+        mask = self.visible(positions[None], positions, heads)
+        return self.forward(prompts, places[None].expand(prompts.shape[0], -1), mask, cache), cache
 
     def prompt_states(self, prompts: Int[Tensor, "P U"], lengths: Int[Tensor, " P"]) -> PromptStates:
         """What rows need of their right-padded prompts."""
@@ -117,17 +138,17 @@ class CausalPolicy:
         return PromptStates(last=hidden[torch.arange(len(lengths), device=self.device), lengths - 1], cache=cache)
 
     @contextmanager
-    def prompts_once(self, table: PromptTable) -> Iterator[Scorer]:
-        """Scores batches that share the prompts of a table; gradients of the prompts arrive when the block ends.
+    def shared_states(self, table: PromptTable) -> Iterator[PromptStates]:
+        """The states of a table's prompts; gradients of the prompts arrive when the block ends.
 
-        The batches see copies that collect their gradients, so the prompts are computed, and differentiated, once.
+        Batches see copies that collect their gradients, so the prompts are computed, and differentiated, once.
         """
         states = self.prompt_states(table.prompts, table.lengths)
         if not states.last.requires_grad:
-            yield partial(self.logprobs, states=states)
+            yield states
             return
         copies = states.detached()
-        yield partial(self.logprobs, states=copies)
+        yield copies
         pairs = [
             (mine, shared.grad)
             for mine, shared in zip(states.tensors(), copies.tensors(), strict=True)
@@ -135,6 +156,12 @@ class CausalPolicy:
         ]
         if pairs:
             torch.autograd.backward([mine for mine, _ in pairs], [gradient for _, gradient in pairs])
+
+    @contextmanager
+    def prompts_once(self, table: PromptTable) -> Iterator[Scorer]:
+        """Scores batches that share the prompts of a table, by `shared_states`."""
+        with self.shared_states(table) as states:
+            yield partial(self.logprobs, states=states)
 
     def hidden(self, batch: TokenBatch, states: PromptStates | None = None) -> Float[Tensor, "B T D"]:
         """The hidden state that predicts each token of each row; `states` are those of the batch's prompts."""
@@ -147,12 +174,10 @@ class CausalPolicy:
         own = torch.arange(steps, device=self.device)
         prompt_mask = torch.arange(batch.prompts.shape[1], device=self.device)[None] < lengths[:, None]
         rows = batch.tokens.shape[0]
+        # Positions are counted from the end of each prompt here, so every head is 0.
+        among = self.visible(own[None], own, torch.zeros(1, dtype=torch.long, device=self.device))
         mask = torch.cat(
-            [
-                prompt_mask[:, None, None, :].expand(-1, -1, steps, -1),
-                (own[None, :] <= own[:, None])[None, None].expand(rows, -1, -1, -1),
-            ],
-            dim=3,
+            [prompt_mask[:, None, None, :].expand(-1, -1, steps, -1), among.expand(rows, -1, -1, -1)], dim=3
         )
         cache = prefix_cache(states.cache, batch.prompt_index)
         # Padding may reach past the context, where learned positions end.

@@ -40,3 +40,12 @@ def build_decoder(
             elif "norm" not in name:
                 parameter.zero_()
     return model
+
+
+def attend_prompt(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, marked so that `CausalPolicy` lets the tokens of a rollout see the prompt and themselves alone.
+
+    The mark is saved with the model; of other libraries none heeds it.
+    """
+    model.config.outputs_attend = "prompt"
+    return model

@@ -137,6 +137,7 @@ class LocalProbe:
         """The critic's value of the state before each token of each rollout; ValueError where there is no critic."""
         if self._critic is None:
             raise ValueError("values: this probe has no critic")
+        self._cost["scored_tokens"] += sum(len(rollout.tokens) for rollout in rollouts)
         return self._critic(rollouts)
 
     def verify(self, problem: Problem, rollouts: Sequence[Rollout]) -> list[Verdict]:

@@ -19,6 +19,7 @@ from forkpoint import __version__
 from forkpoint.files import write_text_atomic
 from forkpoint.report.charts import WIDTH, Frame, color_class, drawing, element
 from forkpoint.report.page import count_text
+from forkpoint.report.sides import side_views
 from forkpoint.report.text import visible
 
 PAGE = "meter.html"
@@ -37,7 +38,8 @@ def write_meter(document: Mapping[str, Any], folder: Path) -> Path:
 
 def render_meter(document: Mapping[str, Any]) -> str:
     """The page of a reading."""
-    css = resources.files("forkpoint.report").joinpath("templates/style.css").read_text(encoding="utf-8")
+    folder = resources.files("forkpoint.report").joinpath("templates")
+    css = "".join(folder.joinpath(name).read_text(encoding="utf-8") for name in ("style.css", "sides.css"))
     tables = [
         ("Credit against the truth", credit_rows(document)),
         ("The gradient", gradient_rows(document)),
@@ -45,6 +47,7 @@ def render_meter(document: Mapping[str, Any]) -> str:
     ]
     return _environment().get_template("meter.html").render(
         document=document, straws=straw_chart(document["rules"]), tables=[table for table in tables if table[1]],
+        sides=side_views(document.get("examples", ())),
         facts=_facts(document), gradient=_gradient_text(document), css=Markup(css), version=__version__,
         css_hash=base64.b64encode(hashlib.sha256(css.encode()).digest()).decode(),
     )  # fmt: skip

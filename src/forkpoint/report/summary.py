@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from forkpoint.config import Recipe
-from forkpoint.config.recipe import FolderPolicy, TabularPolicy, TextStage
+from forkpoint.config.recipe import FolderPolicy, ForksStage, TabularPolicy, TextStage
 from forkpoint.report.arms import Arm, arms, arms_json, compare_with_parents, resolved_recipe
 from forkpoint.report.curves import learning_curves, length_histograms
 from forkpoint.store import RunReader, StageRecord, StageStatus
@@ -152,6 +152,8 @@ def stage_data(recipe: Recipe | None, stage: str) -> str:
     mine = recipe.get_stage(stage)
     if isinstance(mine, TextStage):
         return mine.data or "nothing"
+    if isinstance(mine, ForksStage):
+        return f"rollouts of {mine.from_}: {mine.problems} problems, {mine.group_size} rollouts each, sampled once"
     return f"its own rollouts: {mine.problems_per_update} problems, {mine.group_size} rollouts each"
 
 

@@ -153,7 +153,8 @@ class _Decoding:
         device = self.policy.device
         tokens = torch.from_numpy(slots.tokens[np.arange(rows), np.clip(last, 0, None)].astype(np.int64)).to(device)
         places = torch.from_numpy(positions).to(device)
-        mask = (torch.arange(view, device=device)[None] <= places[:, None])[:, None, None]
+        heads = torch.from_numpy(slots.heads[:rows]).to(device)
+        mask = self.policy.visible(places[:, None], torch.arange(view, device=device), heads)
         if self.cache is None:
             raise AssertionError("rows are live before any prompt was computed")
         hidden = self.policy.forward(tokens[:, None], places[:, None], mask, self.cache.at(places, view))

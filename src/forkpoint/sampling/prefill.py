@@ -34,19 +34,21 @@ class Prefill:
 
     def __init__(self, policy: CausalPolicy, requests: Sequence[SampleRequest]) -> None:
         self._policy = policy
-        contexts: dict[bytes, int] = {}
+        contexts: dict[tuple[bytes, int], int] = {}
         self.context_of = [contexts.setdefault(self._context(request), len(contexts)) for request in requests]
-        self._tokens = [np.frombuffer(data, np.int32) for data in contexts]
+        self._tokens = [np.frombuffer(data, np.int32) for data, _ in contexts]
+        self._heads = [head for _, head in contexts]
         self._uses = np.bincount(self.context_of, minlength=len(contexts))
         self.width = round_up(max(map(len, self._tokens)), 16)
         self._chunks: dict[int, _Chunk] = {}
 
-    @staticmethod
-    def _context(request: SampleRequest) -> bytes:
+    def _context(self, request: SampleRequest) -> tuple[bytes, int]:
+        """The tokens, and where the prompt among them ends as far as that matters."""
         prefix = (
             request.parent.tokens[: request.prefix_length] if request.parent is not None else request.prompt_tokens[:0]
         )
-        return np.concatenate([request.prompt_tokens, prefix]).astype(np.int32).tobytes()
+        tokens = np.concatenate([request.prompt_tokens, prefix]).astype(np.int32)
+        return tokens.tobytes(), len(tokens) if self._policy.sees_outputs else len(request.prompt_tokens)
 
     def length(self, request: int) -> int:
         """Tokens of the request's context."""
@@ -76,7 +78,9 @@ class Prefill:
         for row, context in enumerate(tokens):
             table[row, : len(context)] = context
         device = self._policy.device
-        hidden, cache = self._policy.prefill(torch.from_numpy(table).to(device))
+        heads = np.zeros(len(table), np.int64)
+        heads[: len(tokens)] = self._heads[number * CHUNK_ROWS : (number + 1) * CHUNK_ROWS]
+        hidden, cache = self._policy.prefill(torch.from_numpy(table).to(device), torch.from_numpy(heads).to(device))
         ends = torch.tensor([len(context) - 1 for context in tokens] + [0] * (len(table) - len(tokens)), device=device)
         logits = self._policy.logits(hidden[torch.arange(len(table), device=device), ends])
         uses = int(self._uses[number * CHUNK_ROWS : (number + 1) * CHUNK_ROWS].sum())

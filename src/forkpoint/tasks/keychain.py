@@ -162,11 +162,12 @@ class KeyChain:
     """The task `keychain`.
 
     Corpora: `solutions` (every key right); `demonstrator` (each key right with probability `demonstrator_accuracy`,
-    else uniform over the other entries); `answer_given` (every key right, the answer row in the prompt).
+    else uniform over the other entries); `answer_given` (every key right, the answer row in the prompt); `half_given`
+    (these two in turns, for a policy that can use an answer and does not need one).
     """
 
     name: str = "keychain"
-    corpora: tuple[str, ...] = ("solutions", "demonstrator", "answer_given")
+    corpora: tuple[str, ...] = ("solutions", "demonstrator", "answer_given", "half_given")
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
@@ -271,14 +272,15 @@ class KeyChain:
         return self._stream(name, key)
 
     def _stream(self, name: str, key: Key) -> Iterator[Demonstration]:
-        accuracy = self.settings.demonstrator_accuracy if name == "demonstrator" else 1.0
         for index in count():
+            given = name == "answer_given" or (name == "half_given" and index % 2 == 1)
+            accuracy = 1.0 if given or name == "solutions" else self.settings.demonstrator_accuracy
             problem = self.problem(key.child("problem", index))
             if problem.is_evaluation:
                 continue
             rng = key.child("text", index).generator()
             text = self._woven(problem, self._attempt(rng, problem.answer, accuracy), self._fillers(rng, problem))
-            prompt = with_answer(problem) if name == "answer_given" else problem.prompt
+            prompt = with_answer(problem) if given else problem.prompt
             yield Demonstration(prompt=prompt, text=text, provenance=f"keychain:{name}", ends=False)
 
     def _attempt(self, rng: np.random.Generator, right: str, accuracy: float) -> str:

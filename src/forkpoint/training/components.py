@@ -4,9 +4,10 @@ The trainer sums components and knows no algorithm: a row's streams of weights s
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -21,10 +22,15 @@ from forkpoint.batching import (
     prompt_chunks,
 )
 from forkpoint.losses import Loss
+from forkpoint.losses.distillation import Direction, distillation
 from forkpoint.losses.divergence import sequence_k2, token_k2
 from forkpoint.losses.imitation import cross_entropy
+from forkpoint.policies.causal import CausalPolicy
 from forkpoint.policies.protocol import Policy, Scorer
+from forkpoint.policies.teachers import TokenScores, students_once
 from forkpoint.records import LossOutput
+
+_Score = Callable[[TokenBatch], TokenScores]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,13 +43,15 @@ class Reference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """What an update minimizes: a policy-gradient loss, cross-entropy, a divergence, or a sum of them."""
+    """What an update minimizes: a policy-gradient loss, cross-entropy, divergences, or a sum of them."""
 
     policy_loss: Loss | None = None
     experts: bool = False
     """Whether `policy_loss` takes the tokens of an expert too."""
     imitation: bool = False
     reference: Reference | None = None
+    distillation: Direction | None = None
+    """How the distance to the rows' teachers is measured."""
     temperature: float = 1.0
 
 
@@ -66,13 +74,14 @@ def accumulate(
 
     Raises:
         ValueError: `split` leaves a row out or names one twice.
+        TypeError: a distillation of a policy that is no causal language model.
     """
     places = [place for place, row in enumerate(rows) if len(row.tokens) and _has_gradient(row, objective)]
     sums: dict[str, float] = defaultdict(float)
     done: list[list[int]] = []
     for chunk, buckets in _chunks(rows, places, max_tokens=max_tokens, split=split):
         table = pad_prompts([rows[place] for place in chunk], device=policy.device)
-        with policy.prompts_once(table) as score, _reference_scores(objective, table) as anchor:
+        with _scores(policy, objective, table) as score, _reference_scores(objective, table) as anchor:
             for bucket in buckets:
                 batch = pad_rows(rows, bucket, table=table, device=policy.device)
                 found = _backward(batch, score, anchor, objective)
@@ -103,16 +112,35 @@ def _chunks(
             yield chunk, [chunk]
 
 
+@contextmanager
+def _scores(policy: Policy, objective: Objective, table: PromptTable) -> Iterator[_Score]:
+    """What scores the batches of one table of prompts."""
+    if objective.distillation is None:
+        with policy.prompts_once(table) as score:
+            yield partial(_untaught, score, objective.temperature)
+    elif isinstance(policy, CausalPolicy):
+        with students_once(policy, table, objective.distillation) as students:
+            yield partial(students, temperature=objective.temperature)
+    else:
+        raise TypeError(f"a {type(policy).__name__} has no teacher")
+
+
+def _untaught(score: Scorer, temperature: float, batch: TokenBatch) -> TokenScores:
+    logprobs, entropy = score(batch, temperature=temperature)
+    return TokenScores(logprobs=logprobs, entropy=entropy)
+
+
 def _reference_scores(objective: Objective, table: PromptTable) -> AbstractContextManager[Scorer | None]:
     return nullcontext() if objective.reference is None else objective.reference.policy.prompts_once(table)
 
 
-def _backward(batch: TokenBatch, score: Scorer, anchor: Scorer | None, objective: Objective) -> dict[str, float]:
+def _backward(batch: TokenBatch, score: _Score, anchor: Scorer | None, objective: Objective) -> dict[str, float]:
     """Back-propagates one micro-batch; its sums, all to be added but `mismatch_max`."""
     sums: dict[str, float] = defaultdict(float)
-    logprobs, entropy = score(batch, temperature=objective.temperature)
+    scores = score(batch)
+    logprobs = scores.logprobs
     total = logprobs.sum() * 0.0
-    for name, output in _components(batch, logprobs, anchor, objective):
+    for name, output in _components(batch, scores, anchor, objective):
         total = total + output.loss
         sums[f"{name}_loss"] += float(output.loss.detach())
         for key, value in output.diagnostics.items():
@@ -120,7 +148,7 @@ def _backward(batch: TokenBatch, score: Scorer, anchor: Scorer | None, objective
     if total.requires_grad:
         total.backward()
     sums["loss"] = float(total.detach())
-    sums["entropy_sum"] = float(entropy.sum())
+    sums["entropy_sum"] = float(scores.entropy.sum())
     sums["trained_tokens"] = float(batch.loss_mask.sum())
     sums["mismatch_max"] = 0.0
     if objective.policy_loss is not None:
@@ -135,19 +163,23 @@ def _has_gradient(row: Row, objective: Objective) -> bool:
     charged = objective.reference is not None
     credited = objective.policy_loss is not None and bool(row.advantages.any())
     imitated = objective.imitation and bool(row.imitation_weights.any())
-    return charged or credited or imitated
+    taught = objective.distillation is not None and bool(row.distillation_weights.any())
+    return charged or credited or imitated or taught
 
 
 def _components(
-    batch: TokenBatch, logprobs: torch.Tensor, anchor: Scorer | None, objective: Objective
+    batch: TokenBatch, scores: TokenScores, anchor: Scorer | None, objective: Objective
 ) -> list[tuple[str, LossOutput]]:
     parts: list[tuple[str, LossOutput]] = []
+    logprobs = scores.logprobs
     if objective.policy_loss is not None:
         terms = (logprobs, batch.behavior_logprobs, batch.advantages, batch.policy_weights)
         output = objective.policy_loss(*terms, *([batch.expert_weights] if objective.experts else []))
         parts.append(("policy", output))
     if objective.imitation:
         parts.append(("imitation", cross_entropy(logprobs, batch.imitation_weights)))
+    if scores.divergence is not None:
+        parts.append(("distillation", distillation(scores.divergence, batch.distillation_weights)))
     if objective.reference is not None and anchor is not None:
         with torch.no_grad():
             kept, _ = anchor(batch, temperature=objective.temperature)

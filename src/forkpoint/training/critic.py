@@ -4,7 +4,7 @@ For a policy that is a table the last edge is all that the policy sees.  The tar
 the value is the mean over both, and as a baseline it adds no bias.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from forkpoint.credit.critic import batch_token_rewards, gae_advantages, right_padded
+from forkpoint.credit.critic import rewards_to_go
 from forkpoint.errors import CheckpointError
 from forkpoint.records import Batch, Floats, Rollout, frozen_array
 
 FILE = "critic.safetensors"
-"""The critic's values, beside the model in a checkpoint."""
+"""The values of a table, beside the model in a checkpoint."""
+BINS = 10
+"""Of the values, for their calibration."""
 
 
 class Critic(Protocol):
@@ -56,18 +58,13 @@ class TableCritic:
     def fit(self, batch: Batch) -> dict[str, float]:
         """V <- V + rate (mean reward to go - V) in each state met; a state met first takes the mean itself.
 
-        Returns `critic_error`, the root of the mean squared error before the fit, and `critic_explained`, the share of
-        the variance of the reward to go that the values explain.
+        Returns the `fit_metrics` of the values before the fit.
         """
-        rewards = right_padded(batch_token_rewards(batch))
-        returns = gae_advantages(rewards, np.zeros_like(rewards), gamma=self._gamma, lam=1.0)
         states = [previous_tokens(rollout)[rollout.loss_mask] for rollout in batch.rollouts]
         if not states:
             return {}
-        flat = np.concatenate(states)
-        targets = np.concatenate([row[: len(mine)] for row, mine in zip(returns, states, strict=True)])
-        error = targets - self._values[flat]
-        metrics = _explained(error, targets)
+        flat, targets = np.concatenate(states), np.concatenate(rewards_to_go(batch, gamma=self._gamma))
+        metrics = fit_metrics(self._values[flat], targets)
         self._move(flat, targets)
         return metrics
 
@@ -106,8 +103,47 @@ def previous_tokens(rollout: Rollout) -> NDArray[np.int32]:
     return np.concatenate([rollout.prompt_tokens[-1:], rollout.tokens])[: len(rollout.tokens)]
 
 
-def _explained(error: NDArray[np.float64], targets: NDArray[np.float64]) -> dict[str, float]:
+def warm_up(critic: Critic, sample: Callable[[int], Batch], batches: int) -> dict[str, float]:
+    """Fits a critic to so many batches of a policy that stays as it is, before any credit is taken from it.
+
+    Returns `critic_warmup_tokens`, the trained tokens of these batches, and the `fit_metrics` of the last one under the
+    names `critic_warmup_...`; nothing for no batches.
+    """
+    tokens, found = 0, dict[str, float]()
+    for number in range(batches):
+        batch = sample(number)
+        tokens += sum(int(rollout.loss_mask.sum()) for rollout in batch.rollouts)
+        found = critic.fit(batch)
+    named = {name.replace("critic_", "critic_warmup_"): value for name, value in found.items()}
+    return {"critic_warmup_tokens": float(tokens), **named} if batches else {}
+
+
+def fit_metrics(values: NDArray[np.float64], targets: NDArray[np.float64]) -> dict[str, float]:
+    """How values stand to the rewards to go that followed, over the tokens of a batch; nothing for no tokens.
+
+    `critic_error`: root of the mean squared error, in units of reward.
+    `critic_explained`: the share of the variance of the reward to go that the values explain; below 0 they harm.
+    `critic_calibration`: mean distance of the mean reward to go from the mean value, over ten bins of the values with
+    equally many tokens (at least one each), in units of reward.
+    `critic_brier`: the mean squared error once more, only where every reward to go is 0 or 1 (Brier 1950).
+
+    >>> fit_metrics(np.array([0.5, 0.5]), np.array([0.0, 1.0]))["critic_brier"]
+    0.25
+    """
     if not len(targets):
         return {}
+    error = targets - values
     square, variance = float(np.mean(error**2)), float(np.var(targets))
-    return {"critic_error": square**0.5, "critic_explained": 1.0 - square / variance if variance > 0 else 0.0}
+    found = {
+        "critic_error": square**0.5,
+        "critic_explained": 1.0 - square / variance if variance > 0 else 0.0,
+        "critic_calibration": _calibration(values, error),
+    }
+    return {**found, "critic_brier": square} if np.isin(targets, (0.0, 1.0)).all() else found
+
+
+def _calibration(values: NDArray[np.float64], error: NDArray[np.float64]) -> float:
+    """Tokens of one value stay in one bin: what cannot be told apart is judged together."""
+    edges = np.unique(np.quantile(values, np.linspace(0.0, 1.0, BINS + 1)[1:-1]))
+    bins = np.searchsorted(edges, values, side="right")
+    return float(np.abs(np.bincount(bins, weights=error)).sum() / len(values))

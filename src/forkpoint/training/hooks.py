@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from forkpoint.config.recipe import RLStage, TextStage
+from forkpoint.config.recipe import AnyStage
 from forkpoint.errors import ForkpointError
 from forkpoint.policies.protocol import Policy
 from forkpoint.probe import Probe
@@ -21,7 +21,7 @@ class Loop:
 
     run: Path
     """The run's folder."""
-    stage: RLStage | TextStage
+    stage: AnyStage
     key: Key
     """Names the run and the stage."""
     task: Task

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,10 @@ from forkpoint.rewards import outcome_rewards
 from forkpoint.seeds import Key
 from forkpoint.tasks.protocol import Task, split_problems
 from forkpoint.training.components import Objective, Reference, accumulate
-from forkpoint.training.critic import Critic
+from forkpoint.training.critic import Critic, warm_up
 from forkpoint.training.curriculum import Curriculum
+from forkpoint.training.distillation import Teachers, batch_teachers, taught_rows
+from forkpoint.training.drift import drift_metrics
 from forkpoint.training.experts import expert_rows
 from forkpoint.training.optimization import Optimization
 from forkpoint.training.rollouts import SamplePlan, judged_groups
@@ -55,21 +58,26 @@ class RLTraining:
     def unit(self, update: int) -> list[Step]:
         """The steps of the rollout batch whose first update is `update`."""
         began = time.perf_counter()
+        warmed = self._warm_up() if update == 1 else {}
         groups, metrics = self._judged(update)
+        metrics |= warmed
         batch = Batch(groups=tuple(groups), update=update)
         batch = rewarded(batch, self.probe, self.stage)
         spent = self.probe.cost
         credits = self.credits(batch)
         extra = {f"credit_{name}": float(count - spent[name]) for name, count in self.probe.cost.items()}
         metrics |= {name: count for name, count in extra.items() if count}
-        metrics |= credit_metrics(credits)
+        metrics |= {**credit_metrics(credits), **drift_metrics(batch.groups, credits)}
+        teachers = batch_teachers(self.policy, batch, self.probe, stage=self.stage)
+        if teachers:
+            metrics["distillation_scored_tokens"] = float(sum(len(each.tails) for each in teachers.values()))
         if self.critic is not None:
             metrics.update(self.critic.fit(batch))
         sampled = time.perf_counter()
         steps = []
         for part, (some, their) in enumerate(_parts(batch.groups, credits, self.stage.updates_per_batch)):
             number = update + part
-            changes = self._update(number, some, their)
+            changes = self._update(number, some, their, teachers)
             self.weights_changed(number)
             ended = time.perf_counter()
             seconds = {"sample_seconds": sampled - began if part == 0 else 0.0, "seconds": ended - began}
@@ -77,7 +85,7 @@ class RLTraining:
                 update=number,
                 metrics={**(metrics if part == 0 else {}), **_group_metrics(some, their), **changes, **seconds},
                 seconds=ended - began,
-                tokens=int(metrics["sampled_tokens"] + extra.get("credit_sampled_tokens", 0.0)) if part == 0 else 0,
+                tokens=_drawn(metrics) if part == 0 else 0,
                 # Rollouts carry the batch's first update, and are kept or rewound with it.
                 groups=batch.groups if part == 0 else (),
                 credits=tuple(credits) if part == 0 else (),
@@ -85,6 +93,23 @@ class RLTraining:
             steps.append(step)
             began = ended
         return steps
+
+    def _warm_up(self) -> dict[str, float]:
+        """Lets the critic learn from batches of the policy that the stage starts with; the policy stays as it is."""
+        batches = self.stage.critic.warmup_batches if self.stage.critic is not None else 0
+        return {} if self.critic is None else warm_up(self.critic, self._extra_batch, batches)
+
+    def _extra_batch(self, number: int) -> Batch:
+        """A rewarded batch beside those that the policy learns from; no curriculum sees it."""
+        key, count = self.key.child("critic", number), self.stage.problems_per_update
+        problems = split_problems(self.task, key.child("problems"), count, evaluation=False)
+        sampled = judged_groups(
+            self.probe, self.task, self.policy.texts, problems, self._plan(0, key.child("rollouts"))
+        )
+        check_share([verdict for group in sampled for verdict in group.verdicts], limit=self.stage.max_unusable)
+        kept = [usable(group, drop_truncated=self.stage.truncated == "drop") for group in sampled]
+        batch = Batch(groups=tuple(group for group in kept if group.rollouts), update=0)
+        return rewarded(batch, self.probe, self.stage)
 
     def credits(self, batch: Batch) -> list[Credit]:
         """The credit of each rollout: the stage's rule with its wrappers around it."""
@@ -116,20 +141,21 @@ class RLTraining:
 
     def _sampled(self, update: int, problems: Sequence[Problem], number: int = 0) -> list[Group]:
         """The verified groups of the problems; `number` tells the draws of one update apart."""
-        stage = self.stage
         key = self.key.child("rollouts")
-        plan = SamplePlan(
-            key=key.child("refill", number) if number else key,
-            stage=stage.name,
-            update=update,
-            group_size=stage.group_size,
-            max_new_tokens=stage.max_new_tokens,
-            temperature=stage.temperature,
-        )
+        plan = self._plan(update, key.child("refill", number) if number else key)
         return judged_groups(self.probe, self.task, self.policy.texts, problems, plan)
 
-    def _update(self, update: int, groups: Sequence[Group], credits: Sequence[Credit]) -> dict[str, float]:
-        rows = self.rows(groups, credits)
+    def _plan(self, update: int, key: Key) -> SamplePlan:
+        stage = self.stage
+        return SamplePlan(
+            key=key, stage=stage.name, update=update, group_size=stage.group_size,
+            max_new_tokens=stage.max_new_tokens, temperature=stage.temperature,
+        )  # fmt: skip
+
+    def _update(
+        self, update: int, groups: Sequence[Group], credits: Sequence[Credit], teachers: Teachers
+    ) -> dict[str, float]:
+        rows = self.rows(groups, credits, teachers)
         if not rows:
             return self.optimization.skip(update)
         sums = accumulate(self.policy, rows, self.objective, max_tokens=self.stage.max_batch_tokens)
@@ -144,10 +170,13 @@ class RLTraining:
         """What an update minimizes."""
         return Objective(
             policy_loss=self._loss, experts=bool(self.stage.experts), reference=self.reference,
+            distillation=self.stage.distillation.direction if self.stage.distillation else None,
             temperature=self.stage.temperature,
         )  # fmt: skip
 
-    def rows(self, groups: Sequence[Group], credits: Sequence[Credit]) -> list[Row]:
+    def rows(
+        self, groups: Sequence[Group], credits: Sequence[Credit], teachers: Teachers = MappingProxyType({})
+    ) -> list[Row]:
         """Rows with their global weights: counted once over the whole update, before any split."""
         stage = self.stage
         rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -174,6 +203,8 @@ class RLTraining:
         rows += [
             replace(row, expert_weights=weight) for row, weight in zip(experts, weights[len(rollouts) :], strict=True)
         ]
+        if stage.distillation is not None:
+            rows = taught_rows(rows, rollouts, prompt_ids, teachers, settings=stage.distillation, stage=stage)
         return with_bugs(
             rows,
             stage.bugs,
@@ -181,6 +212,12 @@ class RLTraining:
             constant_length=stage.max_new_tokens,
             token_divergence=by_token,
         )
+
+
+def _drawn(metrics: Mapping[str, float]) -> int:
+    """Tokens that were sampled for an update, by whatever asked for them."""
+    names = ("sampled_tokens", "credit_sampled_tokens", "critic_warmup_tokens")
+    return int(sum(metrics.get(name, 0.0) for name in names))
 
 
 def usable(group: Group, *, drop_truncated: bool) -> Group:
@@ -254,6 +291,8 @@ def _loss_metrics(sums: Mapping[str, float]) -> dict[str, float]:
         "padding_share": sums["padding_share"],
         "trained_tokens": sums.get("trained_tokens", 0.0),
     }
+    if "distillation_sum" in sums:
+        named["teacher_divergence"] = sums["distillation_sum"] / max(1.0, sums["distillation_tokens"])
     if "reference_k3_sum" in sums:
         named["kl_to_reference"] = sums["reference_k3_sum"] / max(1.0, sums["reference_sequences"])
     return named

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from forkpoint.config.recipe import RLStage, TextStage, parent
+from forkpoint.config.recipe import AnyStage, RLStage, parent
 from forkpoint.errors import CheckpointError
 from forkpoint.policies.protocol import Policy
 from forkpoint.probe import Probe
@@ -40,7 +41,7 @@ class StageContext:
     """What a stage needs from outside; made by the assembly."""
 
     run: Path
-    stage: RLStage | TextStage
+    stage: AnyStage
     key: Key
     """Names the run and the stage."""
     writer: RunWriter
@@ -48,18 +49,36 @@ class StageContext:
     """Checkpoint of the stage that this one starts from; None: the policy as built."""
     load_policy: Callable[[Path | None, Path | None], Policy]
     """The policy from (parent, own checkpoint)."""
-    make_probe: Callable[[Policy], tuple[Probe, Callable[[int], None]]]
-    """A probe of the policy, and what to call with the version when its weights have changed."""
-    make_training: Callable[[Policy, Optimization, Probe, Callable[[int], None]], Training]
+    make_probe: "MakeProbe"
+    make_training: "MakeTraining"
     plan: EvaluationPlan
     final_plan: EvaluationPlan
     identity: Mapping[str, JSON]
     stop: Callable[[], bool]
     """Asked between units; True ends the stage early with a checkpoint."""
-    critic: Critic | None = None
-    """What the stage trains and saves beside its policy."""
+    make_critic: Callable[[Policy], Critic | None] | None = None
+    """What the stage trains and saves beside its policy, as it begins; None: nothing."""
     hooks: tuple[Hook, ...] = ()
     """Called before the first update and after every unit."""
+
+
+class MakeProbe(Protocol):
+    """A probe of a policy, and what to call with the version when its weights have changed."""
+
+    def __call__(self, policy: Policy, critic: Critic | None = None, /) -> tuple[Probe, Callable[[int], None]]:
+        """The probe answers with the values of the critic."""
+        ...
+
+
+class MakeTraining(Protocol):
+    """What makes the updates of a stage."""
+
+    def __call__(
+        self, policy: Policy, optimization: Optimization, probe: Probe, changed: Callable[[int], None],
+        critic: Critic | None = None, /,
+    ) -> Training:  # fmt: skip
+        """The training learns with the probe and tells `changed` each new version."""
+        ...
 
 
 def run_stage(context: StageContext) -> StageStatus:
@@ -85,13 +104,14 @@ class _Running:
         self.writer.rewind(self.stage.name, self.done if checkpoint else -1)
         self.policy = context.load_policy(context.parent, checkpoint)
         self.optimization = Optimization(self.policy.model, self.stage)
+        self.critic = None if context.make_critic is None else context.make_critic(self.policy)
         if checkpoint:
             self.optimization.load(checkpoint, weights=self.policy.has_adapters)
-            if context.critic is not None:
-                context.critic.load(checkpoint)
+            if self.critic is not None:
+                self.critic.load(checkpoint)
         self.checkpoint = checkpoint
         self.curriculum: Curriculum | None = None
-        self.probe, self.weights_changed = context.make_probe(self.policy)
+        self.probe, self.weights_changed = context.make_probe(self.policy, self.critic)
         self.weights_changed(self.done)
 
     def _damaged(self, error: Exception) -> None:
@@ -114,7 +134,9 @@ class _Running:
         """Runs the units that are left."""
         stage, context = self.stage, self.context
         if self.done < stage.updates:
-            training = context.make_training(self.policy, self.optimization, self.probe, self.weights_changed)
+            training = context.make_training(
+                self.policy, self.optimization, self.probe, self.weights_changed, self.critic
+            )
             self.curriculum = restored_curriculum(training, self.checkpoint)
             self._inspect(training, [])
             if self.done == 0 and stage.evaluate_every:
@@ -185,8 +207,8 @@ class _Running:
         def write(folder: Path) -> None:
             self.policy.save(folder)
             self.optimization.save(folder, weights=self.policy.has_adapters)
-            if self.context.critic is not None:
-                self.context.critic.save(folder)
+            if self.critic is not None:
+                self.critic.save(folder)
             if self.curriculum is not None:
                 self.curriculum.save(folder, update=self.done)
 
@@ -209,7 +231,7 @@ def restored_curriculum(training: Training, checkpoint: Path | None) -> Curricul
     return curriculum
 
 
-def kept_rollouts(stage: RLStage | TextStage, step: Step, key: Key) -> tuple[list[Group], list[Credit]]:
+def kept_rollouts(stage: AnyStage, step: Step, key: Key) -> tuple[list[Group], list[Credit]]:
     """The groups of a step that the store keeps, with their credits, in their order."""
     if not isinstance(stage, RLStage) or not step.groups:
         return [], []

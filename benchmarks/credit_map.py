@@ -1,0 +1,196 @@
+"""How fast keychain is learned under each credit rule: cells (variant, arm, rate, seed) and the table made from them.
+
+Each cell leaves one small JSON in `benchmarks/cells/credit-map/VARIANT/`; finished ones are skipped.
+
+    python benchmarks/credit_map.py tune [--variants C,A] [--budget MINUTES] [--jobs 2] [--cache DIR]
+    python benchmarks/credit_map.py run  [--variants C,A] ...     # reported seeds, at the best rate of the tuning seeds
+    python benchmarks/credit_map.py table [--json]
+
+Rates are chosen on the tuning seeds alone.  All arms of a variant start from one decoder, and arms with the same seed
+see the same problems.
+"""
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from forkpoint.config.critic import CriticSettings
+from forkpoint.credit import CREDIT_RULES
+from forkpoint.errors import ForkpointError
+from forkpoint.meter.cells import LearningCell, missing, read_cell, run_cell
+from forkpoint.meter.learning import Arm, Race
+from forkpoint.meter.oracle import oracle
+from forkpoint.meter.pretraining import Pretraining, pretrained
+from forkpoint.meter.savings import Saving, best_rates, savings
+from forkpoint.meter.subject import Subject
+from forkpoint.meter.variants import variant
+from forkpoint.seeds import Key
+from forkpoint.tasks.keychain import Settings, build
+
+HERE = Path(__file__).parent
+EXPERIMENT = HERE / "experiments" / "credit-map.toml"
+CELLS = HERE / "cells" / "credit-map"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One cell by its names, so that it can be sent to a process."""
+
+    variant: str
+    arm: str
+    rate: float
+    seed: int
+
+
+def read_experiment() -> dict[str, Any]:
+    return tomllib.loads(EXPERIMENT.read_text(encoding="utf-8"))
+
+
+def make_subject(name: str, cache: Path) -> Subject:
+    """A fresh copy of the variant's decoder."""
+    chosen = variant(name)
+    task = build(Settings(**chosen.settings))
+    how = Pretraining(
+        corpus="demonstrator", updates=chosen.updates, batch_size=chosen.batch_size,
+        outputs_attend=chosen.outputs_attend,
+    )  # fmt: skip
+    policy = pretrained(task, how, identity=json.dumps(dict(chosen.settings), sort_keys=True), cache=cache)
+    return Subject(policy=policy, task=task, key=Key.root(0), max_new_tokens=task.settings.positions)
+
+
+def make_cell(asked: Asked, experiment: Mapping[str, Any], cache: Path) -> LearningCell:
+    settings, chosen = experiment["arms"][asked.arm], variant(asked.variant)
+    name = settings.get("rule", asked.arm)
+    arm = Arm(
+        name=asked.arm, rule=oracle if name == "oracle" else CREDIT_RULES[name], options=settings.get("options", {}),
+        wrap=tuple(settings.get("wrap", ())), wrap_options=settings.get("wrap_options", {}), learning_rate=asked.rate,
+        critic=CriticSettings(**settings.get("critic", {})) if name == "critic" else None,
+    )  # fmt: skip
+    return LearningCell(
+        make=partial(make_subject, asked.variant, cache),
+        task={"name": "keychain", **chosen.settings},
+        policy=f"{chosen.outputs_attend}, {chosen.updates} updates of {chosen.batch_size}",
+        arm=arm, race=Race(**experiment["variants"][asked.variant].get("race", {})), seed=asked.seed,
+    )  # fmt: skip
+
+
+def work(asked: Asked, cache: Path, deadline: float) -> str:
+    """Runs one cell in this process."""
+    torch.set_num_threads(1)
+
+    def late(line: str) -> None:
+        del line
+        if time.time() > deadline:
+            raise ForkpointError("the budget is spent")
+
+    found = run_cell(make_cell(asked, read_experiment(), cache), CELLS / asked.variant, late)
+    return f"{found['end']}, {found['points'][-1][2]:,} tokens"
+
+
+def run(wanted: Sequence[Asked], cache: Path, *, jobs: int, budget: float) -> None:
+    """Runs what is missing, `jobs` cells at a time, until the budget (seconds) is spent."""
+    experiment, deadline = read_experiment(), time.time() + budget
+    left = [each for each in wanted if missing([make_cell(each, experiment, cache)], CELLS / each.variant)]
+    print(f"{len(wanted) - len(left)} of {len(wanted)} cells are done", flush=True)
+    for name in dict.fromkeys(each.variant for each in left):
+        make_subject(name, cache)
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        waiting = {pool.submit(work, each, cache, deadline): each for each in left}
+        for done in as_completed(waiting):
+            each = waiting[done]
+            try:
+                line = done.result()
+            except ForkpointError as error:
+                line = str(error)
+            print(f"{each.variant} {each.arm} {each.rate:g} seed {each.seed}: {line}", flush=True)
+
+
+def rows_of(name: str, seeds: Sequence[int], cache: Path) -> list[Saving]:
+    """The rows of a variant from the cells of some seeds that are there."""
+    experiment, found = read_experiment(), []
+    for path in sorted((CELLS / name).glob("*.json")):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        arm = document["arm"]
+        if document["seed"] in seeds and arm["name"] in experiment["arms"]:
+            asked = Asked(variant=name, arm=arm["name"], rate=arm["learning_rate"], seed=document["seed"])
+            found.append(read_cell(path, make_cell(asked, experiment, cache)))
+    return savings(found, key=Key.root(0).child(name))
+
+
+def arms_of(experiment: Mapping[str, Any], name: str) -> list[str]:
+    return list(experiment["variants"][name].get("arms", experiment["arms"]))
+
+
+def asked_cells(what: str, names: Sequence[str], cache: Path) -> list[Asked]:
+    """Tuning: every rate on the tuning seeds.  Reporting: the best of them on the others, seed by seed."""
+    experiment, wanted = read_experiment(), []
+    for name in names:
+        if what == "tune":
+            wanted += [
+                Asked(variant=name, arm=arm, rate=rate, seed=seed)
+                for seed in experiment["tuning"]
+                for rate in experiment["variants"][name]["rates"]
+                for arm in arms_of(experiment, name)
+            ]
+            continue
+        best = best_rates(rows_of(name, experiment["tuning"], cache))
+        wanted += [
+            Asked(variant=name, arm=arm, rate=best[arm].learning_rate, seed=seed)
+            for seed in experiment["seeds"]
+            for arm in arms_of(experiment, name)
+            if arm in best
+        ]
+    return wanted
+
+
+def print_table(found: Mapping[str, Sequence[Saving]]) -> None:
+    heads = ["variant", "arm", "rate", "solved", "thousand tokens", "equivalents", "uniform / rule", "head-room"]
+    print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
+    for name, rows in found.items():
+        for row in rows:
+            tokens, prices = (row.costs[cost] / 1000 for cost in ("generated_tokens", "equivalents"))
+            gone = f", {row.collapsed} collapsed" if row.collapsed else ""
+            between = "" if row.interval is None else f" [{row.interval[0]:.2f}, {row.interval[1]:.2f}]"
+            ratio = "" if row.ratio is None else f"{row.ratio:.2f}{between}"
+            share = "" if row.headroom is None else f"{row.headroom:.0%}"
+            parts = [name, row.arm, f"{row.learning_rate:g}", f"{row.solved} of {row.seeds}{gone}"]
+            print("| " + " | ".join([*parts, f"{tokens:.0f}", f"{prices:.0f}", ratio, share]) + " |")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["tune", "run", "table"])
+    parser.add_argument("--variants", default=None, help="names with commas between; default: all of the experiment")
+    parser.add_argument("--budget", type=float, default=60.0, help="minutes")
+    parser.add_argument("--jobs", type=int, default=2, help="cells at a time")
+    parser.add_argument("--cache", type=Path, default=Path("runs/decoders"), help="where pretrained decoders lie")
+    parser.add_argument("--tuning", action="store_true", help="table: of the tuning seeds")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    experiment = read_experiment()
+    names = asked.variants.split(",") if asked.variants else list(experiment["variants"])
+    if asked.what != "table":
+        cells = asked_cells(asked.what, names, asked.cache)
+        run(cells, asked.cache, jobs=asked.jobs, budget=60 * asked.budget)
+    seeds = experiment["tuning"] if asked.tuning or asked.what == "tune" else experiment["seeds"]
+    found = {name: rows_of(name, seeds, asked.cache) for name in names}
+    if asked.json:
+        print(json.dumps({name: [asdict(row) for row in rows] for name, rows in found.items()}, indent=1))
+    else:
+        print_table(found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
