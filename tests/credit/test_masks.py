@@ -13,6 +13,7 @@ from forkpoint.credit.masks import (
     confident_mask,
     credit_metrics,
     fork_mask,
+    outcome_floor,
     positive_only,
     progressive_confidence,
     step_check,
@@ -124,6 +125,18 @@ def test_confident_mask_by_hand():
     # exp(-.05) = .951 and exp(-.01) = .990 are sure; .135, .741 and .368 are not.
     assert advantages(confident_mask(base, batch, None)) == [[0, 1, 1], [-1, 0]]
     assert advantages(confident_mask(base, batch, None, below=0.5)) == [[0, 1, 0], [-1, 0]]
+
+
+def test_outcome_floor_mixes_in_leave_one_out():
+    batch = two(masks=((1, 0, 1), (1, 1)))
+    dense = [Credit(advantages=np.array(row, np.float32), rule="r") for row in ((2, 0, 0), (0, -4))]
+    smeared = advantages(leave_one_out(batch, None))
+    assert smeared == [[1, 0, 1], [-1, -1]]
+    assert advantages(outcome_floor(dense, batch, None)) == [[1.75, 0, 0.25], [-0.25, -3.25]]
+    assert advantages(outcome_floor(dense, batch, None, share=1.0)) == smeared
+    assert advantages(outcome_floor(dense, batch, None, share=0.0)) == advantages(dense)
+    with pytest.raises(ValueError, match=r"share = 1\.5"):
+        outcome_floor(dense, batch, None, share=1.5)
 
 
 @given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=6))

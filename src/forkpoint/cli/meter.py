@@ -1,11 +1,12 @@
 """`forkpoint meter`: every credit rule against the truth, and what it costs."""
 
+import copy
 import inspect
 import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +15,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from forkpoint.cli.evaluate import find_model
+from forkpoint.cli.meter_learning import NOT_LEARNED, Learning, learned
 from forkpoint.cli.options import Json, Positive, Settings
 from forkpoint.cli.output import finite, print_json, print_table
 from forkpoint.errors import ForkpointError, unknown_name
@@ -79,12 +81,13 @@ def meter(
     source: Source = Source(),
     tier: Literal["auto", "exact", "enumeration", "monte-carlo"] = "auto",
     sizes: Sizes = Sizes(),
+    learning: Learning = NOT_LEARNED,
     max_new_tokens: Positive | None = None,
     seed: int = 0,
     out: Path | None = None,
     json_: Json = False,
 ) -> int:
-    """Hold credit rules against the true advantage: correlation, bias and noise of the gradient, cost.
+    """Hold credit rules against the true advantage: correlation, bias and noise of the gradient, cost, learning.
 
     Parameters
     ----------
@@ -93,7 +96,8 @@ def meter(
     rules
         Credit rules with commas between: names of a recipe's `credit.rule`, or `package.module:function`.
     variant
-        Of keychain: A (32 tokens, filler of its own), B (128), E (filler is a look-up too), F (128).  Default A.
+        Of keychain: A (32 tokens, filler of its own), B (128), C and D (filler is a look-up too, and tokens see the
+        prompt alone), E and F (the same in a usual decoder).  Default A.
     set_
         key=value: a setting of the task; may be repeated.
     option
@@ -123,7 +127,11 @@ def meter(
         "max_new_tokens": budget,
         "seed": seed,
     }
-    document = finite({**head, **_read(subject, wanted, _extent(subject, tier, sizes), said)})
+    found = {**head, **_read(subject, wanted, _extent(subject, tier, sizes), said)}
+    if learning.learn is not None:
+        make = partial(_fresh, subject)
+        found["learning"] = learned(make, wanted, learning, head=head, out=out)
+    document = finite(found)
     if out is not None:
         _write(document, out)
     (print_json if json_ else _print)(document)
@@ -244,6 +252,11 @@ def _subject(policy: "Policy", task: "Task", sizes: Sizes, *, budget: int, seed:
     )
 
 
+def _fresh(subject: "Subject") -> "Subject":
+    """The subject with a copy of its policy, which learning may change."""
+    return replace(subject, policy=copy.deepcopy(subject.policy))
+
+
 def _extent(subject: "Subject", tier: str, sizes: Sizes) -> "Extent":
     from forkpoint.meter.reading import Extent
     from forkpoint.meter.truth import Tier
@@ -299,11 +312,9 @@ def _write(document: Mapping[str, Any], folder: Path) -> None:
 
 
 def _print(document: Mapping[str, Any]) -> None:
-    from forkpoint.report.meter import cost_rows, credit_rows, gradient_rows, meter_summary
+    from forkpoint.report.meter import meter_summary, meter_tables
 
     title = meter_summary(document)
-    for table in (credit_rows(document), gradient_rows(document), cost_rows(document)):
-        if table:
-            headers, *rows = table
-            print_table(headers, rows, title=title)
+    for _, (headers, *rows) in meter_tables(document):
+        print_table(headers, rows, title=title)
         title = " "

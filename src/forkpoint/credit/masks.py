@@ -1,7 +1,7 @@
 """What goes around any credit rule: credits in, credits out, in the order that the recipe lists.
 
 A wrapper changes advantages only.  The loss mask and the denominators stay, so a token without advantage still counts.
-All of them change the objective; docs/credit/masks.md says how.  Log-probabilities are in nats.
+All but `outcome_floor` change the objective; docs/credit/masks.md says how.  Log-probabilities are in nats.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -48,15 +48,15 @@ class LearningCell:
         return {**asked, "race": asdict(self.race), "seed": self.seed}
 
 
-def run_cell(cell: LearningCell, folder: Path, progress: Progress | None = None) -> dict[str, Any]:
-    """The document of a cell: read where it lies in the folder, else run and written.
+def run_cell(cell: LearningCell, folder: Path | None, progress: Progress | None = None) -> dict[str, Any]:
+    """The document of a cell: read where it lies in the folder, else run, and written where there is a folder.
 
     Raises:
         StoreError: the file there is of other settings, or cannot be read.
         ForkpointError: as `learning_curve`.
     """
-    place = folder / f"{cell.name}.json"
-    if place.is_file():
+    place = None if folder is None else folder / f"{cell.name}.json"
+    if place is not None and place.is_file():
         return read_cell(place, cell)
     curve = learning_curve(cell.make(), cell.arm, cell.race, seed=cell.seed, progress=progress)
     document = {
@@ -66,8 +66,9 @@ def run_cell(cell: LearningCell, folder: Path, progress: Progress | None = None)
         "end": curve.end,
         "points": [list(asdict(point).values()) for point in curve.points],
     }
-    make_folder(folder)
-    write_text_atomic(place, json.dumps(document) + "\n")
+    if place is not None:
+        make_folder(place.parent)
+        write_text_atomic(place, json.dumps(document) + "\n")
     return document
 
 

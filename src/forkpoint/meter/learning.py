@@ -57,9 +57,9 @@ class Race:
     """Generated tokens at which an arm is given up, those of its rule included."""
     point_tokens: int = 8_192
     """Rollout tokens between points, rounded up to whole updates."""
-    evaluate_within: float = 0.1
-    """A point is evaluated once the training rollouts before it come this near to the target."""
-    evaluate_every: int = 8
+    evaluate_within: float = 0.05
+    """A point is evaluated once the training rollouts of the last three points come this near to the target."""
+    evaluate_every: int = 10
     """Points between evaluations before that."""
     evaluation_problems: int = 512
     target: float = 0.9
@@ -119,9 +119,10 @@ def learning_curve(subject: Subject, arm: Arm, race: Race, *, seed: int, progres
         gone = {name: count - spent[name] for name, count in probe.cost.items()}
         made = _next(points[-1], gone, every * rollouts, every, seconds)
         made = replace(made, trained_solved=float(np.mean(right)))
-        if made.trained_solved >= race.target - race.evaluate_within or len(points) % race.evaluate_every == 0:
-            made = replace(made, solved=_evaluated(subject, plan, made.update))
         points.append(made)
+        near = np.mean([point.trained_solved for point in points[-3:]]) >= race.target - race.evaluate_within
+        if near or len(points) % race.evaluate_every == 0:
+            made = points[-1] = replace(made, solved=_evaluated(subject, plan, made.update))
         if progress is not None:
             held = "" if made.solved is None else f", {made.solved:.1%} of held-out problems"
             progress(f"{arm.name}, seed {seed}: {made.generated_tokens:,} tokens, {made.trained_solved:.1%}{held}")

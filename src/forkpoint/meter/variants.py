@@ -1,7 +1,7 @@
 """The variants A to F of `keychain`: short and long, filler of its own alphabet or a look-up like the keys.
 
-The look-up table is small (8 cells), so that a few hundred updates teach it; the demonstrator is right so often that a
-policy which imitates it well solves 13 to 15 %.
+The look-up tables are small (32 cells in short chains, 8 in long ones), so that a few hundred updates teach them; the
+demonstrator is right so often that a policy which imitates it well solves 13 to 15 %.
 """
 
 from collections.abc import Mapping
@@ -11,9 +11,10 @@ from typing import Any
 
 from forkpoint.errors import ForkpointError, unknown_name
 
-_TABLE = {"operations": 2, "values": 4, "entries": 4}
-_SHORT = {**_TABLE, "positions": 32, "keys": 4, "demonstrator_accuracy": 0.62}
-_LONG = {**_TABLE, "positions": 128, "keys": 6, "demonstrator_accuracy": 0.72}
+_SMALL = {"operations": 2, "values": 4, "entries": 4, "lead": 1}
+_LARGE = {"operations": 4, "values": 8, "entries": 8, "lead": 1}
+_SHORT = {**_LARGE, "positions": 32, "keys": 4, "demonstrator_accuracy": 0.62}
+_LONG = {**_SMALL, "positions": 128, "keys": 6, "demonstrator_accuracy": 0.72}
 _OWN = {"filler": "own"}
 _LOOKUP = {"filler": "lookup", "filler_entropy": "low"}
 
@@ -33,16 +34,16 @@ class Variant:
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
-        "A": Variant(settings={**_SHORT, **_OWN}, updates=350),
-        "B": Variant(settings={**_LONG, **_OWN}, updates=400, batch_size=16),
-        "C": Variant(settings={**_SHORT, **_LOOKUP}, outputs_attend="prompt", updates=300),
-        "D": Variant(settings={**_LONG, **_LOOKUP}, outputs_attend="prompt", updates=400, batch_size=16),
-        "E": Variant(settings={**_SHORT, **_LOOKUP}, updates=250),
-        "F": Variant(settings={**_LONG, **_LOOKUP}, updates=400, batch_size=16),
+        "A": Variant(settings={**_SHORT, **_OWN}, updates=600),
+        "B": Variant(settings={**_LONG, **_OWN}, updates=500, batch_size=16),
+        "C": Variant(settings={**_SHORT, **_LOOKUP}, outputs_attend="prompt", updates=250),
+        "D": Variant(settings={**_LONG, **_LOOKUP}, outputs_attend="prompt", updates=500, batch_size=16),
+        "E": Variant(settings={**_SHORT, **_LOOKUP}, updates=300),
+        "F": Variant(settings={**_LONG, **_LOOKUP}, updates=500, batch_size=16),
     }
 )
-"""A and B: filler has its own alphabet.  C to F: it is a look-up like the keys; in C and D tokens see
-the prompt alone."""
+"""A and B: filler has its own alphabet.  C to F: it is a look-up like the keys.  In C and D tokens
+see the prompt alone."""
 
 
 def variant(name: str) -> Variant:

@@ -27,6 +27,7 @@ PAGE = "meter.html"
 NONE = "none"
 CREDIT_HEADERS = ("rule", "straw", "Pearson", "Spearman", "AUROC")
 GRADIENT_HEADERS = ("rule", "bias", "cosine", "noise/signal", "over oracle's")
+LEARNING_HEADERS = ("rule", "rate", "solved", "tokens to target", "equivalents", "uniform / rule", "head-room taken")
 COST_HEADERS = ("rule", "tokens", "scored tokens", "verifier calls", "forwards")
 
 
@@ -40,17 +41,23 @@ def render_meter(document: Mapping[str, Any]) -> str:
     """The page of a reading."""
     folder = resources.files("forkpoint.report").joinpath("templates")
     css = "".join(folder.joinpath(name).read_text(encoding="utf-8") for name in ("style.css", "sides.css"))
-    tables = [
-        ("Credit against the truth", credit_rows(document)),
-        ("The gradient", gradient_rows(document)),
-        ("What it costs", cost_rows(document)),
-    ]
     return _environment().get_template("meter.html").render(
-        document=document, straws=straw_chart(document["rules"]), tables=[table for table in tables if table[1]],
+        document=document, straws=straw_chart(document["rules"]), tables=meter_tables(document),
         sides=side_views(document.get("examples", ())),
         facts=_facts(document), gradient=_gradient_text(document), css=Markup(css), version=__version__,
         css_hash=base64.b64encode(hashlib.sha256(css.encode()).digest()).decode(),
     )  # fmt: skip
+
+
+def meter_tables(document: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
+    """The tables of a document with their titles, headers first; those without rows are left out."""
+    tables = [
+        ("Credit against the truth", credit_rows(document)),
+        ("The gradient", gradient_rows(document)),
+        ("What it costs", cost_rows(document)),
+        ("Learning", learning_rows(document)),
+    ]
+    return [(title, rows) for title, rows in tables if rows]
 
 
 @cache
@@ -204,3 +211,19 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
+
+
+def learning_rows(document: Mapping[str, Any]) -> list[list[str]]:
+    """The learning half, one row for each arm and rate; nothing where no arm was trained."""
+    found = document.get("learning", {}).get("rows", ())
+    return [list(LEARNING_HEADERS), *map(_learning_row, found)] if found else []
+
+
+def _learning_row(row: Mapping[str, Any]) -> list[str]:
+    more = "" if row["solved"] == row["seeds"] else "> "
+    tokens, prices = (f"{more}{count_text(row['costs'][name])}" for name in ("generated_tokens", "equivalents"))
+    interval = "" if row["interval"] is None else f" [{row['interval'][0]:.2f}, {row['interval'][1]:.2f}]"
+    ratio = NONE if row["ratio"] is None else f"{row['ratio']:.2f}{interval}"
+    share = NONE if row["headroom"] is None else f"{row['headroom']:.0%}"
+    solved = f"{row['solved']} of {row['seeds']}"
+    return [row["arm"], f"{row['learning_rate']:g}", solved, tokens, prices, ratio, share]

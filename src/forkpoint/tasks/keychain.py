@@ -43,6 +43,8 @@ class Settings(TaskSettings):
     """T: characters of a rollout; 1 to 512.  `max_new_tokens` of a stage must be this."""
     keys: int = Field(default=4, ge=1, le=64)
     """C: positions that decide, at difficulty 1; 1 to 64, at most `positions`."""
+    lead: int = Field(default=0, ge=0, le=64)
+    """Positions at the beginning that never decide, 0 to 64; a decoder learns the very first one late."""
     operations: int = Field(default=4, ge=1, le=8)
     """Rows of the look-up table; 1 to 8."""
     values: int = Field(default=8, ge=1, le=10)
@@ -171,10 +173,10 @@ class KeyChain:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
-        if self.settings.keys > self.settings.positions:
-            raise TaskError(
-                f"[task] keys = {self.settings.keys} must not exceed positions = {self.settings.positions}."
-            )
+        free = self.settings.positions - self.settings.lead
+        if self.settings.keys > free:
+            less = f" - lead = {free}" if self.settings.lead else f" = {free}"
+            raise TaskError(f"[task] keys = {self.settings.keys} must not exceed positions{less}.")
         self.table = lookup_table(self.settings)
         self.entries = ENTRIES[: self.settings.entries]
         used = OPERATIONS[: self.settings.operations] + VALUES[: self.settings.values]
@@ -188,7 +190,7 @@ class KeyChain:
             raise TaskError(f"difficulty = {dial} must lie in [0, 1].")
         rng, length = key.generator(), settings.positions
         keys = 1 + round(dial * (settings.keys - 1))
-        positions = sorted(int(p) for p in rng.choice(length, size=keys, replace=False))
+        positions = sorted(settings.lead + int(p) for p in rng.choice(length - settings.lead, size=keys, replace=False))
         fillers = [t for t in range(length) if t not in positions]
         cells = list(
             zip(
