@@ -16,6 +16,7 @@ from cyclopts.validators import Number
 
 from forkpoint.cli.evaluate import find_model
 from forkpoint.cli.meter_learning import NOT_LEARNED, Learning, learned
+from forkpoint.cli.meter_predict import NOT_PREDICTED, Predicting, predicted, predicted_recipe, print_prediction
 from forkpoint.cli.options import Json, Positive, Settings
 from forkpoint.cli.output import finite, print_json, print_table
 from forkpoint.errors import ForkpointError, unknown_name
@@ -67,11 +68,15 @@ class Source:
         Parameter(help="RUN:STAGE, a model folder or package:NAME instead of a tiny decoder trained for this."),
     ] = None
     cache: Annotated[Path | None, Parameter(help="A folder that keeps the tiny decoder for the next time.")] = None
-    updates: Annotated[Whole, Parameter(help="Of the tiny decoder's pretraining.")] = 400
+    updates: Annotated[
+        Whole | None, Parameter(help="Of the tiny decoder's pretraining; default: the variant's, else 400.")
+    ] = None
     threads: Annotated[Positive, Parameter(help="Threads of torch.")] = 1
 
 
 def meter(
+    recipe: str | None = None,
+    /,
     *,
     task: str = "keychain",
     rules: str = RULES,
@@ -82,6 +87,7 @@ def meter(
     tier: Literal["auto", "exact", "enumeration", "monte-carlo"] = "auto",
     sizes: Sizes = Sizes(),
     learning: Learning = NOT_LEARNED,
+    predicting: Predicting = NOT_PREDICTED,
     max_new_tokens: Positive | None = None,
     seed: int = 0,
     out: Path | None = None,
@@ -91,6 +97,8 @@ def meter(
 
     Parameters
     ----------
+    recipe
+        With --predict: RECIPE or RECIPE:STAGE, instead of a task; without STAGE its first RL stage.
     task
         keychain, paths, arithmetic or lab; others need --run.
     rules
@@ -113,11 +121,19 @@ def meter(
     json_
         Print as JSON.
     """
+    if recipe is not None:
+        if not predicting.predict:
+            raise ForkpointError(f"{recipe}: a recipe is read with --predict alone; else name a --task.")
+        told = predicted_recipe(recipe, predicting, settings=set_, run=source.run, seed=seed, said=_Progress())
+        print_prediction(told, as_json=json_)
+        return 0
     table = _task_table(task, variant, set_)
     built, wanted = _built(table), _rules(rules, option)
     _check(built, source, wanted, tier, sizes)
     budget, said = max_new_tokens or _budget(built, task), _Progress()
-    policy, origin = _policy(built, source, said, identity=json.dumps(table, sort_keys=True), seed=seed)
+    policy, origin = _policy(
+        built, source, said, identity=json.dumps(table, sort_keys=True), seed=seed, decoder=_decoder(task, variant)
+    )
     subject = _subject(policy, built, sizes, budget=budget, seed=seed)
     head = {
         "task": task,
@@ -127,6 +143,9 @@ def meter(
         "max_new_tokens": budget,
         "seed": seed,
     }
+    if predicting.predict:
+        print_prediction(predicted(subject, predicting, head=head, said=said), as_json=json_)
+        return 0
     found = {**head, **_read(subject, wanted, _extent(subject, tier, sizes), said)}
     if learning.learn is not None:
         make = partial(_fresh, subject)
@@ -163,6 +182,16 @@ def _task_table(task: str, variant: str | None, settings: Sequence[str]) -> dict
         raise ForkpointError(f"--variant = '{variant}' is one of keychain, not of --task {task}.")
     chosen = find_variant(variant or "A").settings if task == "keychain" else {}
     return override_table({"name": task, **chosen}, settings)
+
+
+def _decoder(task: str, variant: str | None) -> dict[str, Any]:
+    """How the decoder of a variant is made, beside what all have in common."""
+    from forkpoint.meter.variants import variant as find_variant
+
+    if task != "keychain":
+        return {}
+    found = find_variant(variant or "A")
+    return {"updates": found.updates, "batch_size": found.batch_size, "outputs_attend": found.outputs_attend}
 
 
 def _built(table: dict[str, Any]) -> "Task":
@@ -211,8 +240,10 @@ def _budget(task: "Task", name: str) -> int:
     return BUDGETS[name]
 
 
-def _policy(task: "Task", source: Source, said: "_Progress", *, identity: str, seed: int) -> "tuple[Policy, str]":
-    """The policy under test and where it comes from."""
+def _policy(
+    task: "Task", source: Source, said: "_Progress", *, identity: str, seed: int, decoder: Mapping[str, Any]
+) -> "tuple[Policy, str]":
+    """The policy under test and where it comes from; `decoder` is what is known of a tiny one."""
     import torch
 
     from forkpoint.meter.pretraining import Pretraining, pretrained
@@ -230,12 +261,13 @@ def _policy(task: "Task", source: Source, said: "_Progress", *, identity: str, s
         return from_theory(spread_policy(uniform_policy(task.graph)), fork=task.settings.fork), "uniform table"
     if task.name not in CORPORA:
         raise ForkpointError(f"--task {task.name} has no demonstrator to learn from: name a policy with --run.")
-    how = Pretraining(corpus=CORPORA[task.name], updates=source.updates, seed=seed)
+    how = Pretraining(corpus=CORPORA[task.name], seed=seed, **decoder)
+    how = how if source.updates is None else replace(how, updates=source.updates)
     policy = pretrained(
         task, how, identity=identity, cache=source.cache,
         progress=partial(said, "pretraining"),
     )  # fmt: skip
-    return policy, f"decoder of {policy.num_parameters} parameters, {source.updates} updates on {how.corpus}"
+    return policy, f"decoder of {policy.num_parameters} parameters, {how.updates} updates on {how.corpus}"
 
 
 def _subject(policy: "Policy", task: "Task", sizes: Sizes, *, budget: int, seed: int) -> "Subject":

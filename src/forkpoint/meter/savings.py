@@ -1,7 +1,7 @@
 """What learning curves say of a rule: tokens to the target against the uniform arm, and the head-room that it took.
 
-A seed that missed the target is censored at what it had spent: it counts as that much, and is counted beside the
-number, so a ratio with unsolved seeds above the line is a bound from below.
+A seed that missed the target is censored at the budget, also where it collapsed long before: it counts as that much, and
+is counted beside the number, so a ratio with unsolved seeds above the line is a bound from below.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from forkpoint.seeds import Key
 COSTS = ("generated_tokens", "equivalents", "seconds")
 DRAWS = 2000
 Spent = Mapping[int, float]
-"""What each seed had spent at the target, or when it was given up."""
+"""What each seed had spent at the target, or would have at the end of its budget."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class Saving:
     """Seeds that met the target."""
     collapsed: int
     costs: Mapping[str, float]
-    """Median of each of `COSTS` at the target; unsolved seeds at what they had spent."""
+    """Median of each of `COSTS` at the target; unsolved seeds as if they had gone on to the end of the budget."""
     ratio: float | None
     """Generated tokens of the uniform arm over the rule's: geometric means over the seeds of both."""
     interval: tuple[float, float] | None
@@ -79,9 +79,11 @@ def _best(name: str, spent: Mapping[tuple[str, float], Spent], solved: Mapping[t
 def _spent(documents: Sequence[Mapping[str, Any]], cost: str) -> dict[int, float]:
     found = {}
     for document in documents:
-        curve = curve_of(document)
-        reached = to_target(curve, document["race"]["target"], cost)
-        found[int(document["seed"])] = float(getattr(curve.points[-1], cost)) if reached is None else reached
+        curve, race = curve_of(document), document["race"]
+        reached, last = to_target(curve, race["target"], cost), curve.points[-1]
+        if reached is None:
+            reached = getattr(last, cost) * max(1.0, race["max_tokens"] / max(1, last.generated_tokens))
+        found[int(document["seed"])] = float(reached)
     return found
 
 
