@@ -150,3 +150,9 @@ def test_of_large_models_a_fixed_subset_is_kept(monkeypatch):
     assert len(some) == 5
     assert (some == whole[kept.chosen]).all()
     assert (coordinates(subject.policy, KEY).chosen == kept.chosen).all()
+
+
+def test_without_a_signal_the_noise_over_the_oracles_is_not_known():
+    signless = np.array([[1.0], [-1.0], [1.0], [-1.0]])
+    truth = np.ones((4, 1)) + 0.1 * signless
+    assert np.isnan(gradient_score(signless, (truth, truth)).over_oracle.value)

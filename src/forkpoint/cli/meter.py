@@ -35,6 +35,12 @@ BUDGETS: Mapping[str, int] = {"paths": 24, "arithmetic": 48, "lab": 48}
 """Tokens of a rollout, for tasks that have no length of their own."""
 NO_TABLE = "--tier exact needs a policy that sees only the task's state: a table of the lab."
 Options = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
+Target = Annotated[
+    str | None,
+    Parameter(help="With --predict: RECIPE or RECIPE:STAGE instead of a task; without STAGE its first RL stage."),
+]
+Seed = Annotated[int, Parameter(help="Names every draw.")]
+Out = Annotated[Path | None, Parameter(help="A folder for meter.json and meter.html.")]
 Whole = Annotated[int, Parameter(validator=Number(gte=0))]
 
 
@@ -75,7 +81,7 @@ class Source:
 
 
 def meter(
-    recipe: str | None = None,
+    recipe: Target = None,
     /,
     *,
     task: str = "keychain",
@@ -89,16 +95,14 @@ def meter(
     learning: Learning = NOT_LEARNED,
     predicting: Predicting = NOT_PREDICTED,
     max_new_tokens: Positive | None = None,
-    seed: int = 0,
-    out: Path | None = None,
+    seed: Seed = 0,
+    out: Out = None,
     json_: Json = False,
 ) -> int:
     """Hold credit rules against the true advantage: correlation, bias and noise of the gradient, cost, learning.
 
     Parameters
     ----------
-    recipe
-        With --predict: RECIPE or RECIPE:STAGE, instead of a task; without STAGE its first RL stage.
     task
         keychain, paths, arithmetic or lab; others need --run.
     rules
@@ -114,19 +118,12 @@ def meter(
         How the truth is known; auto takes the most exact that policy and task allow.
     max_new_tokens
         Budget of a rollout; without it the task's own.
-    seed
-        Names every draw.
-    out
-        A folder for meter.json and meter.html.
     json_
         Print as JSON.
     """
     if recipe is not None:
-        if not predicting.predict:
-            raise ForkpointError(f"{recipe}: a recipe is read with --predict alone; else name a --task.")
         told = predicted_recipe(recipe, predicting, settings=set_, run=source.run, seed=seed, said=_Progress())
-        print_prediction(told, as_json=json_)
-        return 0
+        return print_prediction(told, as_json=json_)
     table = _task_table(task, variant, set_)
     built, wanted = _built(table), _rules(rules, option)
     _check(built, source, wanted, tier, sizes)
@@ -135,26 +132,14 @@ def meter(
         built, source, said, identity=json.dumps(table, sort_keys=True), seed=seed, decoder=_decoder(task, variant)
     )
     subject = _subject(policy, built, sizes, budget=budget, seed=seed)
-    head = {
-        "task": task,
-        "variant": variant,
-        "settings": table,
-        "policy": origin,
-        "max_new_tokens": budget,
-        "seed": seed,
-    }
+    told = {"task": task, "variant": variant, "settings": table, "policy": origin}
+    head = {**told, "max_new_tokens": budget, "seed": seed}
     if predicting.predict:
-        print_prediction(predicted(subject, predicting, head=head, said=said), as_json=json_)
-        return 0
+        return print_prediction(predicted(subject, predicting, head=head, said=said), as_json=json_)
     found = {**head, **_read(subject, wanted, _extent(subject, tier, sizes), said)}
     if learning.learn is not None:
-        make = partial(_fresh, subject)
-        found["learning"] = learned(make, wanted, learning, head=head, out=out)
-    document = finite(found)
-    if out is not None:
-        _write(document, out)
-    (print_json if json_ else _print)(document)
-    return 0
+        found["learning"] = learned(partial(_fresh, subject), wanted, learning, head=head, out=out)
+    return _tell(finite(found), out, as_json=json_)
 
 
 def _check(task: "Task", source: Source, rules: "Sequence[Rule]", tier: str, sizes: Sizes) -> None:
@@ -332,6 +317,13 @@ class _Progress:
 
     def line(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
+
+
+def _tell(document: Mapping[str, Any], folder: Path | None, *, as_json: bool) -> int:
+    if folder is not None:
+        _write(document, folder)
+    (print_json if as_json else _print)(document)
+    return 0
 
 
 def _write(document: Mapping[str, Any], folder: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from forkpoint.doctor import agreement, credits, forecast, gradients, records, verdicts
+from forkpoint.doctor import agreement, credits, dense, forecast, gradients, records, verdicts
 from forkpoint.doctor.check import Check
 from forkpoint.doctor.subject import Subject
 from forkpoint.errors import ForkpointError
@@ -51,6 +51,7 @@ CHECKS: tuple[Entry, ...] = (
     Entry(gradients.gradient_finite, texts=True),
     Entry(gradients.gradient_invariance, texts=True),
     Entry(gradients.terms_alive, texts=True),
+    Entry(dense.dense_credit),
     Entry(forecast.disk, texts=True),
     Entry(forecast.memory, texts=True),
     Entry(forecast.duration, texts=True),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from forkpoint.errors import StoreError
@@ -59,17 +60,20 @@ def run_cell(cell: LearningCell, folder: Path | None, progress: Progress | None 
     if place is not None and place.is_file():
         return read_cell(place, cell)
     curve = learning_curve(cell.make(), cell.arm, cell.race, seed=cell.seed, progress=progress)
-    document = {
-        **cell.asked,
-        "asked": _digest(cell),
-        "versions": {name: metadata.version(name) for name in VERSIONS},
-        "end": curve.end,
-        "points": [list(asdict(point).values()) for point in curve.points],
-    }
+    document = cell_document(cell, curve)
     if place is not None:
         make_folder(place.parent)
         write_text_atomic(place, json.dumps(document) + "\n")
     return document
+
+
+def cell_document(
+    cell: LearningCell, curve: Curve, versions: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """What is stored of a cell; `versions` are those of other libraries that took part."""
+    found = {**{name: metadata.version(name) for name in VERSIONS}, **versions}
+    points = [list(asdict(point).values()) for point in curve.points]
+    return {**cell.asked, "asked": cell_digest(cell), "versions": found, "end": curve.end, "points": points}
 
 
 def read_cell(place: Path, cell: LearningCell) -> dict[str, Any]:
@@ -78,7 +82,7 @@ def read_cell(place: Path, cell: LearningCell) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StoreError(f"{place} cannot be read: {error}.") from None
-    if not isinstance(found, dict) or found.get("asked") != _digest(cell):
+    if not isinstance(found, dict) or found.get("asked") != cell_digest(cell):
         raise StoreError(f"{place} was measured with other settings: move it away, or name another folder.")
     return found
 
@@ -95,5 +99,6 @@ def missing(cells: Sequence[LearningCell], folder: Path) -> list[LearningCell]:
     return [cell for cell in cells if not (folder / f"{cell.name}.json").is_file()]
 
 
-def _digest(cell: LearningCell) -> str:
+def cell_digest(cell: LearningCell) -> str:
+    """A hash of all that was asked."""
     return content_hash(json.dumps(cell.asked, sort_keys=True))

@@ -170,8 +170,9 @@ def _log_quotient(above: float, below: float) -> float:
 
 
 def _exponential(logarithm: Measured) -> Measured:
+    """The quotient of a logarithm; what is not known stays nan, which `min` would turn into a number."""
     low, value, high = (
-        float(np.exp(min(700.0, x))) for x in (logarithm.interval[0], logarithm.value, logarithm.interval[1])
+        float(np.exp(np.minimum(700.0, x))) for x in (logarithm.interval[0], logarithm.value, logarithm.interval[1])
     )
     return Measured(value=value, interval=(low, high))
 

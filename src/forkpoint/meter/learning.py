@@ -102,10 +102,10 @@ def learning_curve(subject: Subject, arm: Arm, race: Race, *, seed: int, progres
     """
     key = Key.root(seed).child("meter", "learning")
     training, probe = _training(subject, arm, race, key)
-    plan = _plan(subject, race, key)
+    plan = evaluation_plan(subject, race, key)
     rollouts = race.problems_per_update * race.group_size
     every = max(1, -(-race.point_tokens // (rollouts * subject.max_new_tokens)))
-    start = _evaluated(subject, plan, 0)
+    start = evaluated_share(subject, plan, 0)
     points = [Point(update=0, solved=start, generated_tokens=0, equivalents=0.0, seconds=0.0, trained_solved=start)]
     while (end := ended(points, race)) is None:
         spent, began, right, update = probe.cost, time.perf_counter(), [], points[-1].update
@@ -122,7 +122,7 @@ def learning_curve(subject: Subject, arm: Arm, race: Race, *, seed: int, progres
         points.append(made)
         near = np.mean([point.trained_solved for point in points[-3:]]) >= race.target - race.evaluate_within
         if near or len(points) % race.evaluate_every == 0:
-            made = points[-1] = replace(made, solved=_evaluated(subject, plan, made.update))
+            made = points[-1] = replace(made, solved=evaluated_share(subject, plan, made.update))
         if progress is not None:
             held = "" if made.solved is None else f", {made.solved:.1%} of held-out problems"
             progress(f"{arm.name}, seed {seed}: {made.generated_tokens:,} tokens, {made.trained_solved:.1%}{held}")
@@ -203,7 +203,8 @@ def _nobody(version: int) -> None:
     del version
 
 
-def _plan(subject: Subject, race: Race, key: Key) -> EvaluationPlan:
+def evaluation_plan(subject: Subject, race: Race, key: Key) -> EvaluationPlan:
+    """The held-out problems of a comparison; `key` names its seed."""
     problems = split_problems(subject.task, key.child("evaluation problems"), race.evaluation_problems, evaluation=True)
     return EvaluationPlan(
         task=subject.task, problems=tuple(problems), key=key.child("evaluation"), samples=1,
@@ -211,7 +212,8 @@ def _plan(subject: Subject, race: Race, key: Key) -> EvaluationPlan:
     )  # fmt: skip
 
 
-def _evaluated(subject: Subject, plan: EvaluationPlan, update: int) -> float:
+def evaluated_share(subject: Subject, plan: EvaluationPlan, update: int) -> float:
+    """The share of the plan's problems that the subject's policy solves now, by one draw each."""
     found = evaluate(
         subject.probe("evaluation"), subject.policy.texts, plan, stage="learning", update=update, name="evaluate"
     )[1]

@@ -1,7 +1,7 @@
 """What learning curves say of a rule: tokens to the target against the uniform arm, and the head-room that it took.
 
-A seed that missed the target is censored at the budget, also where it collapsed long before: it counts as that much, and
-is counted beside the number, so a ratio with unsolved seeds above the line is a bound from below.
+A seed that missed the target is censored at the budget, also where it collapsed long before: it counts as that much,
+and is counted beside the number, so a ratio with unsolved seeds above the line is a bound from below.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ def savings(documents: Sequence[Mapping[str, Any]], *, key: Key) -> list[Saving]
     for document in documents:
         arm = document["arm"]
         arms.setdefault((arm["name"], arm["learning_rate"]), []).append(document)
-    spent = {label: _spent(found, "generated_tokens") for label, found in arms.items()}
+    spent = {label: spent_by_seed(found, "generated_tokens") for label, found in arms.items()}
     solved = {label: sum(found["end"] == "target" for found in mine) for label, mine in arms.items()}
     best = {name: _best(name, spent, solved) for name in (UNIFORM, ORACLE)}
     return [_saving(label, found, spent, solved, best, key) for label, found in arms.items()]
@@ -76,7 +76,8 @@ def _best(name: str, spent: Mapping[tuple[str, float], Spent], solved: Mapping[t
     return spent[min(labels, key=rank.__getitem__)]
 
 
-def _spent(documents: Sequence[Mapping[str, Any]], cost: str) -> dict[int, float]:
+def spent_by_seed(documents: Sequence[Mapping[str, Any]], cost: str) -> dict[int, float]:
+    """The cost of each seed's curve at the target; of an unsolved one as if it had gone on to the end of its budget."""
     found = {}
     for document in documents:
         curve, race = curve_of(document), document["race"]
@@ -108,7 +109,7 @@ def _saving(
     return Saving(
         arm=label[0], learning_rate=label[1], seeds=len(mine), solved=solved[label],
         collapsed=sum(document["end"] == "collapse" for document in documents),
-        costs={cost: _middle(_spent(documents, cost)) for cost in COSTS},
+        costs={cost: _middle(spent_by_seed(documents, cost)) for cost in COSTS},
         ratio=ratio, interval=interval, headroom=share,
     )  # fmt: skip
 

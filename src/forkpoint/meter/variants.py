@@ -34,7 +34,7 @@ class Variant:
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
-        "A": Variant(settings={**_SHORT, **_OWN}, updates=600),
+        "A": Variant(settings={**_SHORT, **_OWN}, updates=1000),
         "B": Variant(settings={**_LONG, **_OWN}, updates=500, batch_size=16),
         "C": Variant(settings={**_SHORT, **_LOOKUP}, outputs_attend="prompt", updates=250),
         "D": Variant(settings={**_LONG, **_LOOKUP}, outputs_attend="prompt", updates=500, batch_size=16),
