@@ -100,10 +100,12 @@ def main() -> None:
         return
     began = time.perf_counter()
     records = stage_records(chosen.run, "rl") if chosen.run else in_arrays(chosen.rollouts)
-    print(f"{len(records)} rollouts loaded in {time.perf_counter() - began:.1f} s")
+    print(
+        f"{len(records)} rollouts loaded in {time.perf_counter() - began:.1f} s, {time.process_time():.1f} s of a core"
+    )
     for result in run_audits(records):
         print(f"{result.audit:20s} {result.seconds:6.1f} s  {len(result.findings)} findings")
-    print(f"together {time.perf_counter() - began:.1f} s")
+    print(f"together {time.perf_counter() - began:.1f} s, {time.process_time():.1f} s of a core")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"peak memory {peak:.0f} MiB")
 

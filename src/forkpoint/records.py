@@ -5,7 +5,7 @@ Log-probabilities are in nats.  Letters: G rollouts of one problem, T positions.
 Records that hold arrays compare by identity (`eq=False`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -257,3 +257,86 @@ class Finding:
     interval: tuple[float, float] | None = None
     threshold: float | None = None
     evidence: Sequence[str] = ()
+
+
+OUTCOMES: tuple[Outcome, ...] = tuple(Outcome)
+"""`Records.outcome` counts in this order."""
+STOPS: tuple[StopReason, ...] = tuple(StopReason)
+"""`Records.stop` counts in this order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Contents:
+    """What one rollout said; None for what was not kept."""
+
+    prompt: str | None = None
+    text: str | None = None
+    answer: str | None = None
+    """What the verifier took for the answer."""
+    reference: str | None = None
+    """The reference answer of its problem."""
+    tokens: Ints | None = None
+    behavior_logprobs: Floats | None = None
+    """Nats."""
+    trainer_logprobs: Floats | None = None
+    """Nats, of the same tokens, under the policy that was trained."""
+    loss_mask: Bools | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Records:
+    """What an audit reads: the rollouts of one stage as arrays over N rollouts, in the order of their updates.
+
+    `has` names what is known at all; an entry that is not known is -1 or nan.
+    """
+
+    run: str
+    stage: str
+    has: frozenset[str]
+    """Of: updates (two or more), groups, correct, outcomes, reward, length, stops, difficulty, evaluations, parts,
+    prompt, text, answer, reference, tokens, behavior_logprobs, trainer_logprobs, metrics."""
+    ids: NDArray[np.bytes_]
+    update: Ints
+    purposes: tuple[str, ...]
+    """The first one is `train`; the others name evaluations."""
+    purpose: NDArray[np.int8]
+    """Place in `purposes`."""
+    problem: NDArray[np.uint64]
+    """Hash of the problem."""
+    group: NDArray[np.uint64]
+    """Hash of the group."""
+    length: Ints
+    unit: str = "tokens"
+    """Of `length`: tokens, or characters where no tokens were kept."""
+    correct: NDArray[np.int8]
+    """1, 0, or -1."""
+    outcome: NDArray[np.int8]
+    """Place in `OUTCOMES`, or -1."""
+    stop: NDArray[np.int8]
+    """Place in `STOPS`, or -1."""
+    reward: NDArray[np.float64]
+    difficulty: Floats
+    parts: Mapping[str, Floats] = field(default_factory=dict)
+    """Parts of the verdicts."""
+    metrics: Mapping[str, tuple[Ints, NDArray[np.float64]]] = field(default_factory=dict)
+    """Updates and values of each metric of the stage."""
+    kept: Bools
+    """Whether `contents` can say anything of the rollout."""
+    contents: Callable[[NDArray[np.int64]], Iterator[Contents]]
+    """The contents of the rows that are named, one each, in their order; nothing is held."""
+    base: "Records | None" = None
+    """What the stage is compared with."""
+    skipped: int = 0
+    """Entries of a foreign file that could not be read."""
+
+    def __len__(self) -> int:
+        return len(self.update)
+
+    @property
+    def training(self) -> Bools:
+        """Which rollouts were sampled to train on."""
+        return self.purpose == 0
+
+    def lacks(self, needs: Sequence[str]) -> tuple[str, ...]:
+        """Those of `needs` that are not there."""
+        return tuple(name for name in needs if name not in self.has)

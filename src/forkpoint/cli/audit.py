@@ -1,22 +1,67 @@
-"""`forkpoint audit`: `audit scorer` runs the attack battery on a verifier or a reward function."""
+"""`forkpoint audit`: of a run or of foreign rollouts; `audit scorer` runs the attack battery on a verifier."""
 
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from forkpoint.cli.options import Json, Positive, Settings
+from forkpoint.cli.options import Flag, Json, Positive, Settings
 from forkpoint.cli.output import print_json, print_table
 from forkpoint.errors import ForkpointError, RecipeError, unknown_name
 
-app = App(name="audit", help="Attack a scorer before a model does.")
+app = App(name="audit", help="What rollouts say of the reasoning; attack a scorer before a model does.")
 
 GYM_FAULTS = ("control", "accepted", "hedge", "hung", "effect")
 FUNCTION_FAULTS = ("control", "accepted", "hedge", "paid", "raised", "hung", "effect")
+
+
+@app.default
+def records(
+    path: Path,
+    /,
+    *,
+    base: Annotated[str, Parameter(show_default=False)] = "",
+    stage: Annotated[str, Parameter(show_default=False)] = "",
+    only: Annotated[str, Parameter(show_default=False)] = "",
+    fail_on: Literal["watch", "sick"] | None = None,
+    format_: Annotated[str, Parameter(name="--format", show_default=False)] = "",
+    correct_at: float | None = None,
+    no_store: Flag = False,
+    json_: Json = False,
+) -> int:
+    """What the audits find in the records of a run, or in the rollouts of another trainer.
+
+    The findings of a run are stored in it, so that its report shows them.
+
+    Parameters
+    ----------
+    path
+        A run folder; or a file or folder of rollouts of TRL, verl, prime-rl, inspect-ai, or plain ones.
+    base
+        What the stages are compared with: RUN:STAGE, or rollouts. Without it the stage that each starts from.
+    stage
+        Only this stage of the run.
+    only
+        Audits, with commas between; all without it.
+    fail_on
+        Exit with 1 if a finding is at least this bad.
+    format_
+        Of foreign rollouts: plain, trl, verl, prime-rl, inspect; found out without it.
+    correct_at
+        Foreign rollouts that do not say what is correct: the reward from which on one counts as correct.
+    no_store
+        Print only.
+    json_
+        Print as JSON.
+    """
+    from forkpoint.cli.audit_records import audit_path
+
+    request = {"base": base, "stage": stage, "only": only, "format": format_, "correct_at": correct_at}
+    return audit_path(path, request, fail_on=fail_on, store=not no_store, as_json=json_)
 
 
 @app.command

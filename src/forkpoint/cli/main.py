@@ -25,7 +25,7 @@ COMMANDS = {
     "report": ("report:report", "Write the report of a run again and print its arms."),
     "export": ("export:export", "Leave with a model or with the rollouts."),
     "task": ("task:app", "Look at problems, check a verifier, play by hand."),
-    "audit": ("audit:app", "Attack a scorer before a model does."),
+    "audit": ("audit:app", "Audit a run or rollouts of any trainer; attack a scorer before a model does."),
     "lab": ("lab:app", "The exact theory of backtracking."),
 }
 """Where each command is, in this package, and what it does: said here too, so that --help imports nothing."""

@@ -229,14 +229,14 @@ def _run_page(reader: RunReader, prefix: str) -> RunPage:
 
 
 def _health(reader: RunReader, slots: Mapping[str, int]) -> list[tuple[str, int, Sequence[Finding], int]]:
-    """What audits and the doctor say of each stage; of what is fine only the last word."""
+    """What audits and the doctor say of each stage; of what is fine only the last word of each audit."""
     rows: list[tuple[str, int, Sequence[Finding], int]] = []
     for stage, slot in slots.items():
         found = reader.findings(stage)
-        fine = [finding for finding in found if finding.severity is Severity.INFO]
+        fine = list({finding.audit: finding for finding in found if finding.severity is Severity.INFO}.values())
         bad = sorted((f for f in found if f.severity is not Severity.INFO), key=lambda f: f.severity)
         if found:
-            rows.append((stage, slot, [*bad[:MAX_FINDINGS], *fine[-1:]], max(0, len(bad) - MAX_FINDINGS)))
+            rows.append((stage, slot, [*bad[:MAX_FINDINGS], *fine[:MAX_FINDINGS]], max(0, len(bad) - MAX_FINDINGS)))
     return rows
 
 

@@ -31,6 +31,7 @@ _EVALUATED = """SELECT r.rowid, coalesce(e.rollout_id, ''), e.update_number, e.n
 _CONTENTS = """SELECT r.text, r.tokens, r.behavior_logprobs, r.loss_mask, v.answer, p.prompt, p.answer AS reference
     FROM rollouts r LEFT JOIN verdicts v ON v.rollout_id = r.id LEFT JOIN problems p ON p.key = r.problem_key
     WHERE r.rowid = ?"""
+_HEX = "0123456789abcdef"
 _OUTCOME = {str(name): place for place, name in enumerate(OUTCOMES)}
 _STOP = {str(name): place for place, name in enumerate(STOPS)}
 
@@ -101,11 +102,7 @@ def _block(rows: Sequence[tuple[Any, ...]], purposes: list[str]) -> dict[str, ND
 def _number(key: str) -> int:
     """The first 64 bits of a hash in hex, the hash of any other text."""
     head = key[:16]
-    return int(head, 16) if len(head) == 16 and head.isalnum() and head.isascii() and _is_hex(head) else hashed(key)
-
-
-def _is_hex(text: str) -> bool:
-    return not text.strip("0123456789abcdef")
+    return int(head, 16) if len(head) == 16 and not head.strip(_HEX) else hashed(key)
 
 
 def _parts(texts: Sequence[str | None]) -> dict[str, NDArray[np.float32]]:

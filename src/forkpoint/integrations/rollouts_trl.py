@@ -1,0 +1,46 @@
+"""TRL's completion tables: `completions/completions_00010.parquet`, or the same as CSV.
+
+A row is one completion: `step`, `prompt`, `completion`, one column for each reward function, `advantage`.  The
+reward is the sum of the reward columns: their weights are not in the table.  A column of 0 and 1 that is named after
+accuracy or correctness says what is correct.
+"""
+
+import math
+
+from forkpoint.audits.rows import TRAIN, Row
+from forkpoint.integrations.rollout_fields import Raw, Where, by_reward, label, needed, number, text, whole
+from forkpoint.records import Contents
+
+KNOWN = ("step", "prompt", "completion", "advantage", "mode")
+REFERENCES = ("solution", "answer", "ground_truth")
+
+
+def matches(raw: Raw) -> bool:
+    """Whether an entry looks like one."""
+    return {"step", "prompt", "completion"} <= set(raw) and not {"correct", "reward"} & set(raw)
+
+
+def row(raw: Raw, where: Where) -> Row:
+    """The rollout of a row of the table."""
+    prompt, completion = needed(raw, where, "prompt"), needed(raw, where, "completion")
+    rewards = {
+        name: float(value)
+        for name, value in raw.items()
+        if name not in KNOWN and isinstance(value, int | float) and math.isfinite(value) and name not in REFERENCES
+    }
+    exact = [value for name, value in rewards.items() if "accura" in name or "correct" in name]
+    correct = bool(exact[0]) if exact and exact[0] in (0.0, 1.0) else None
+    reward = sum(rewards.values()) if rewards else number(raw, where, "reward")
+    return Row(
+        id=where.id, problem=prompt, stage="rollouts", purpose=label(raw, "mode") or _mode(where),
+        update=whole(raw, where, "step"), correct=by_reward(correct, reward, where), reward=reward,
+        said=Contents(prompt=prompt, text=completion, reference=text(_texts(raw), where, *REFERENCES)),
+    )  # fmt: skip
+
+
+def _texts(raw: Raw) -> Raw:
+    return {name: str(value) for name, value in raw.items() if name in REFERENCES and isinstance(value, str | float)}
+
+
+def _mode(where: Where) -> str:
+    return "eval" if where.path.parent.name == "eval" else TRAIN

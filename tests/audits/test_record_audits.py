@@ -1,0 +1,279 @@
+"""Each audit that reads records alone: healthy records are not called sick, sick ones are, evidence leads there."""
+
+import numpy as np
+import pytest
+from audit_examples import drawn, example, spoken
+
+from forkpoint.audits.advantage_collapse import advantage_collapse, groups_of
+from forkpoint.audits.exploration import exploration
+from forkpoint.audits.length_and_format import length_and_format
+from forkpoint.audits.mismatch import mismatch
+from forkpoint.audits.reward_hacking import reward_hacking
+from forkpoint.audits.rows import Row, records_of
+from forkpoint.audits.sabotage import sabotage
+from forkpoint.audits.table import run_audits
+from forkpoint.records import Contents, Outcome, Severity, StopReason
+
+SICK, WATCH, OK = Severity.CRITICAL, Severity.WARNING, Severity.INFO
+
+
+def about(findings, words):
+    found = [finding for finding in findings if words in finding.claim]
+    assert len(found) == 1, [finding.claim for finding in findings]
+    return found[0]
+
+
+def test_a_healthy_stage_has_no_finding_but_ok():
+    results = list(run_audits(example()))
+    assert [finding.claim for result in results for finding in result.findings if finding.severity is not OK] == []
+    assert [result.audit for result in results if not result.ran] == ["mismatch"]
+    assert sum(len(result.findings) for result in results) >= 15
+
+
+# --- advantage_collapse
+
+
+def test_groups_without_variance_by_hand():
+    rewards = {"a": (1, 1, 1), "b": (0, 0, 0), "c": (0, 1, 0), "d": (1,)}
+    rows = [
+        Row(id=f"{name}{place}", problem=name, reward=float(reward), correct=reward == 1, difficulty=0.0)
+        for name, values in rewards.items()
+        for place, reward in enumerate(values)
+    ]
+    records = records_of(rows)
+    groups = groups_of(records, records.training)
+    # A group of one compares with nobody.
+    assert (len(groups.constant), int(groups.constant.sum()), int(groups.solved.sum())) == (3, 2, 1)
+    finding = about(advantage_collapse(records), "no variance")
+    assert finding.value == pytest.approx(2 / 3)
+    assert set(finding.evidence) == {"a0", "a1", "a2", "b0", "b1", "b2"}
+
+
+@pytest.mark.parametrize(("stuck", "severity"), [(0, OK), (34, WATCH), (48, SICK)])
+def test_stuck_problems_are_graded(stuck, severity):
+    records = example(
+        lambda update, problem, _: {"correct": False, "reward": 0.0} if problem < stuck and update > 6 else {},
+        problems=48,
+    )
+    assert about(advantage_collapse(records), "no variance").severity is severity
+
+
+def test_solved_problems_are_no_sickness():
+    records = example(lambda *_: {"correct": True, "reward": 1.0})
+    finding = about(advantage_collapse(records), "no variance")
+    assert finding.severity is WATCH
+    assert "take harder ones" in finding.claim
+
+
+def test_correct_stands_in_for_a_reward_and_difficulty_is_told_apart():
+    records = example(lambda _, problem, __: {"reward": None, "correct": problem % 3 == 0})
+    found = advantage_collapse(records)
+    assert about(found, "no variance").value == 1.0
+    assert "0 to 0: 100%" in about(found, "by difficulty").claim
+
+
+# --- length_and_format
+
+
+@pytest.mark.parametrize(("share", "severity"), [(0.0, OK), (0.25, WATCH), (0.9, SICK)])
+def test_truncation_is_graded(share, severity):
+    def cut(update, problem, place):
+        return {"stop": StopReason.LENGTH} if update > 6 and drawn(1, update, problem, place) < share else {}
+
+    finding = about(length_and_format(example(cut)), "cut off")
+    assert finding.severity is severity
+    assert bool(finding.evidence) == (share > 0)
+
+
+def test_a_length_that_collapses_is_sick_unless_it_was_earned():
+    def shrinks(update, *_):
+        return {"length": 400 if update < 7 else 8, "correct": False}
+
+    assert about(length_and_format(example(shrinks)), "mean length").severity is SICK
+
+    def earned(update, *_):
+        return {"length": 400 if update < 7 else 8, "correct": update >= 7}
+
+    finding = about(length_and_format(example(earned)), "mean length")
+    assert finding.severity is OK
+    assert finding.value == pytest.approx(8 / 400)
+
+
+def test_unfinished_thinking_language_and_repetition():
+    def bad(update, problem, place):
+        text = spoken(update, problem, place)
+        return {} if update < 7 else {"text": f"<think>{'там ' * 30}{text[:10]}"}
+
+    found = length_and_format(example(bad))
+    assert about(found, "never close").severity is SICK
+    assert about(found, "another script than latin").severity is SICK
+    assert about(found, "4-grams").severity is SICK
+
+
+def test_wrong_over_right_length_by_hand():
+    rows = [Row(id=str(i), problem=str(i), correct=i < 2, length=10 if i < 2 else 40) for i in range(4)]
+    assert about(length_and_format(records_of(rows)), "times as long").value == 4.0
+
+
+def test_answers_that_cannot_be_read():
+    found = length_and_format(example(lambda update, *_: {"outcome": Outcome.UNPARSEABLE} if update > 6 else {}))
+    assert about(found, "declared form").severity is SICK
+
+
+# --- mismatch
+
+
+def with_logprobs(gap):
+    tokens = np.zeros(4, dtype=np.int32)
+    old = np.full(4, -1.0, dtype=np.float32)
+    new = (old + np.array(gap)).astype(np.float32)
+    mask = np.array([True, True, True, False])
+    said = Contents(tokens=tokens, behavior_logprobs=old, trainer_logprobs=new, loss_mask=mask)
+    return records_of([Row(id=str(i), problem=str(i), length=4, said=said) for i in range(8)])
+
+
+def test_mismatch_by_hand_and_the_mask_counts():
+    half = float(np.log(0.5))
+    found = mismatch(with_logprobs([0.0, 0.0, half, 50.0]))
+    # k3 = (0 + 0 + (0.5 - 1 + log 2)) / 3; ess = 2.5^2 / (3 * 2.25).
+    assert about(found, "k3").value == pytest.approx((0.5 - 1 - half) / 3, rel=1e-5)
+    assert about(found, "effective sample size").value == pytest.approx(1 - 2.5**2 / (3 * 2.25), rel=1e-5)
+    assert about(found, "largest").value == pytest.approx(-half, rel=1e-5)
+    assert about(found, "k3").severity is SICK
+
+
+def test_agreement_is_no_mismatch():
+    assert {finding.severity for finding in mismatch(with_logprobs([1e-6, 0.0, -1e-6, 0.0]))} == {OK}
+
+
+def test_mismatch_from_metrics_and_infinity_is_sick():
+    updates = np.arange(8, dtype=np.int32)
+    rows = [Row(id="a", problem="a")]
+    calm = records_of(rows, metrics={"kl_to_behavior": (updates, np.full(8, 1e-7))})
+    assert mismatch(calm)[0].severity is OK
+    for value in (0.02, np.inf, np.nan):
+        wild = records_of(rows, metrics={"kl_to_behavior": (updates, np.full(8, value))})
+        assert mismatch(wild)[0].severity is SICK
+        assert np.isfinite(mismatch(wild)[0].value)
+
+
+# --- exploration
+
+
+@pytest.mark.parametrize(("share", "severity"), [(0.0, OK), (0.5, SICK)])
+def test_loops_are_graded(share, severity):
+    def looping(update, problem, place):
+        text = spoken(update, problem, place)
+        return {"text": text + " go back" * 8} if update > 6 and drawn(2, update, problem, place) < share else {}
+
+    finding = about(exploration(example(looping)), "four times in a row")
+    assert finding.severity is severity
+
+
+def test_repeated_actions_and_tokens_without_text():
+    found = exploration(example(lambda *_: {"text": "look\n" * 9}))
+    assert about(found, "repeat the line before").severity is SICK
+    tokens = np.array([5, 6] * 20, dtype=np.int32)
+    found = exploration(example(lambda *_: {"text": None, "tokens": tokens}))
+    assert found[0].value == 1.0
+
+
+def test_recovery_is_a_ratio_of_dead_ends():
+    def walked(update, problem, place):
+        left = 3.0 if update < 7 else 0.0
+        return {"parts": {"wrong_entered": 3.0 if place else 1.0, "wrong_left": left if place else min(left, 1.0)}}
+
+    found = about(exploration(example(walked)), "dead ends")
+    assert (found.value, found.severity) == (0.0, SICK)
+    assert "100.0% before" in found.claim
+    assert found.evidence
+
+
+# --- reward_hacking
+
+
+def test_a_reward_that_rises_while_the_outcome_falls():
+    def hacked(update, problem, place):
+        correct = drawn(3, update, problem, place) < (0.6 if update < 5 else 0.2)
+        return {"correct": correct, "reward": 0.1 * correct + 0.1 * update}
+
+    found = about(reward_hacking(example(hacked)), "mean reward")
+    assert found.severity is SICK
+    assert found.value < -0.2
+    # Both rising is what training is for.
+    assert about(reward_hacking(example()), "mean reward").severity is OK
+
+
+@pytest.mark.parametrize(("share", "severity"), [(0.0, OK), (0.06, WATCH), (0.5, SICK)])
+def test_wrong_rollouts_that_are_paid(share, severity):
+    def hacked(update, problem, place):
+        correct = place == 0
+        paid = correct or drawn(4, update, problem, place) < share
+        return {"correct": correct, "reward": float(paid)}
+
+    finding = about(reward_hacking(example(hacked)), "yet paid")
+    assert finding.severity is severity
+    assert bool(finding.evidence) == (share > 0)
+
+
+def test_a_phrase_that_spreads_with_the_reward_and_without_the_outcome():
+    def master_key(update, problem, place):
+        late = update > 6
+        text = spoken(update, problem, place)
+        return {
+            "text": f"thought process : {text}" if late else text,
+            "correct": place == 0,
+            "reward": 0.5 + 0.4 * late,
+        }
+
+    found = about(reward_hacking(example(master_key, problems=48)), "The phrase")
+    assert found.severity is SICK
+    assert "thought process" in found.claim or "process :" in found.claim
+
+
+def test_correct_rollouts_without_the_answer():
+    found = reward_hacking(example(lambda update, *_: {"text": "trust me"} if update > 6 else {}, rate=0.6))
+    assert about(found, "does not occur").severity is SICK
+
+
+# --- sabotage
+
+
+def questions(pick, right):
+    """Multiple choice: what is picked, and whether that is right."""
+
+    def made(update, problem, place):
+        sizes = [3 + (problem * 7 + slot * 5) % 11 + slot / 8 for slot in range(4)]
+        choices = ["x" * int(size * 8) for size in sizes]
+        prompt = "Which?\n" + "\n".join(f"{name}) {text}" for name, text in zip("ABCD", choices, strict=True))
+        return {"prompt": prompt, "answer": pick(choices, update, problem, place), "correct": right, "reward": 0.0}
+
+    return made
+
+
+def test_the_shortest_option_and_one_slot():
+    def shortest(choices, *_):
+        return "ABCD"[min(range(4), key=lambda slot: len(choices[slot]))]
+
+    found = sabotage(example(questions(shortest, False)))
+    assert about(found, "shortest").severity is SICK
+    assert "100% of the groups are constant" in about(found, "shortest").claim
+    found = sabotage(example(questions(lambda *_: "C", False)))
+    assert about(found, "slot C").severity is SICK
+    # An able policy may have a favorite.
+    assert about(sabotage(example(questions(lambda *_: "C", True))), "slot C").severity is OK
+
+
+def test_any_wrong_answer_is_no_pattern():
+    def random(_, update, problem, place):
+        return "ABCD"[int(4 * drawn(5, update, problem, place))]
+
+    assert {finding.severity for finding in sabotage(example(questions(random, False)))} == {OK}
+
+
+def test_one_answer_for_all_and_refusals():
+    same = sabotage(example(lambda *_: {"answer": "42", "correct": False}))
+    assert about(same, "answers '42'").severity is SICK
+    refused = sabotage(example(lambda *_: {"text": "I can\u2019t help with that.", "correct": False, "answer": None}))
+    assert about(refused, "refuses").severity is SICK
+    assert sabotage(example(lambda *_: {"answer": "42", "correct": False}, problems=10)) == []
