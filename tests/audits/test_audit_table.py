@@ -6,7 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from audit_examples import example
+from subject_example import ScriptedSubject, group
 
+from forkpoint.audits import token_edits
 from forkpoint.audits.part import Bounds, with_evidence
 from forkpoint.audits.rows import BATCH, Row, records_of
 from forkpoint.audits.table import AUDITS, run_audits
@@ -14,6 +16,8 @@ from forkpoint.audits.windows import change, estimate, sample, windows
 from forkpoint.errors import ForkpointError
 from forkpoint.records import Contents, Finding, Severity
 
+ASKING = {"token_edits", "premature_confidence", "template_collapse"}
+"""Audits that say nothing without models."""
 EMPTY = {"text": None, "prompt": None, "answer": None, "reference": None}
 
 
@@ -36,10 +40,18 @@ EMPTY = {"text": None, "prompt": None, "answer": None, "reference": None}
 def test_what_can_run_does_and_the_others_say_what_they_lack(lost, not_run):
     results = {result.audit: result for result in run_audits(example(lambda *_: dict(lost)))}
     assert set(results) == set(AUDITS)
-    assert {name for name, result in results.items() if not result.ran} == not_run
+    assert {name for name, result in results.items() if not result.ran} == not_run | ASKING
     for result in results.values():
         assert result.ran or all(result.lacks.values())
         assert all(finding.audit == result.audit for finding in result.findings)
+
+
+def test_audits_that_ask_models_run_with_them_and_say_what_else_they_lack():
+    subject = ScriptedSubject([group(letter, [letter * 3]) for letter in "abcd"], lambda _context, _text: -1.0)
+    results = {result.audit: result for result in run_audits(example(), only=sorted(ASKING), probe=subject)}
+    assert {name for name, result in results.items() if result.ran} == ASKING - {token_edits.NAME}
+    assert results[token_edits.NAME].lacks == {"edits": ("base",)}
+    assert len(results["template_collapse"].findings) == 2
 
 
 def test_one_update_and_no_rollout_at_all():

@@ -12,10 +12,14 @@ from forkpoint.audits import (
     exploration,
     length_and_format,
     mismatch,
+    premature_confidence,
     reward_hacking,
     sabotage,
+    template_collapse,
+    token_edits,
 )
 from forkpoint.audits.part import RANKS, Parts, missing
+from forkpoint.audits.subject import Subject
 from forkpoint.errors import ForkpointError, unknown_name
 from forkpoint.probe import Probe
 from forkpoint.records import Finding, Records, Severity
@@ -29,7 +33,7 @@ class Entry:
 
     function: Audit
     needs: Mapping[str, tuple[str, ...]]
-    """For each part of it, names of `Records.has`; `a|b` is either, `probe` a model."""
+    """For each part of it, names of `Records.has`; `a|b` is either, `probe` a model, `base` the one before."""
 
 
 def _entry(function: Audit, parts: Parts) -> Entry:
@@ -45,6 +49,9 @@ AUDITS: Mapping[str, Entry] = MappingProxyType(
         exploration.NAME: _entry(exploration.exploration, exploration.PARTS),
         length_and_format.NAME: _entry(length_and_format.length_and_format, length_and_format.PARTS),
         mismatch.NAME: _entry(mismatch.mismatch, mismatch.PARTS),
+        token_edits.NAME: _entry(token_edits.token_edits, token_edits.PARTS),
+        premature_confidence.NAME: _entry(premature_confidence.premature_confidence, premature_confidence.PARTS),
+        template_collapse.NAME: _entry(template_collapse.template_collapse, template_collapse.PARTS),
     }
 )
 """Each is a page of docs/audits."""
@@ -95,5 +102,6 @@ def run_audits(records: Records, *, only: Sequence[str] = (), probe: Probe | Non
 
 
 def _lacking(records: Records, needs: Sequence[str], probe: Probe | None) -> tuple[str, ...]:
-    models = ("probe",) if "probe" in needs and probe is None else ()
-    return (*missing(records, [need for need in needs if need != "probe"]), *models)
+    models = {"probe": probe, "base": probe.base if isinstance(probe, Subject) else None}
+    asked = tuple(name for name, model in models.items() if name in needs and model is None)
+    return (*missing(records, [need for need in needs if need not in models]), *asked)

@@ -30,6 +30,7 @@ def records(
     fail_on: Literal["watch", "sick"] | None = None,
     format_: Annotated[str, Parameter(name="--format", show_default=False)] = "",
     correct_at: float | None = None,
+    models: Flag = False,
     no_store: Flag = False,
     json_: Json = False,
 ) -> int:
@@ -53,6 +54,9 @@ def records(
         Of foreign rollouts: plain, trl, verl, prime-rl, inspect; found out without it.
     correct_at
         Foreign rollouts that do not say what is correct: the reward from which on one counts as correct.
+    models
+        Also load the models of a run and ask them: token_edits, premature_confidence, template_collapse. Draws fresh
+        rollouts on held-out problems; says first what that costs.
     no_store
         Print only.
     json_
@@ -60,7 +64,14 @@ def records(
     """
     from forkpoint.cli.audit_records import audit_path
 
-    request = {"base": base, "stage": stage, "only": only, "format": format_, "correct_at": correct_at}
+    request = {
+        "base": base,
+        "stage": stage,
+        "only": only,
+        "format": format_,
+        "correct_at": correct_at,
+        "models": models,
+    }
     return audit_path(path, request, fail_on=fail_on, store=not no_store, as_json=json_)
 
 

@@ -5,15 +5,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from forkpoint.audits import premature_confidence, template_collapse, token_edits
 from forkpoint.audits.part import RANKS, STATUS
 from forkpoint.audits.table import Result, chosen, run_audits
 from forkpoint.cli.output import print_json, visible
 from forkpoint.errors import RecipeError, StoreError
 from forkpoint.integrations.rollouts import foreign_records
+from forkpoint.probe import Probe
 from forkpoint.records import Finding, Records, Severity
 from forkpoint.store import DATABASE, RunReader, RunWriter
 from forkpoint.store.columns import stage_records
 
+COSTS = {module.NAME: module.planned_cost for module in (token_edits, premature_confidence, template_collapse)}
+"""Of the audits that ask models: the most tokens that they score and sample."""
 BY_STATUS = {name: severity for severity, name in STATUS.items()}
 
 
@@ -23,10 +27,13 @@ def audit_path(
     """Audits what lies at a path, stage by stage; 1 where a finding is as bad as `fail_on`, else 0."""
     only = chosen([name.strip() for name in request["only"].split(",") if name.strip()])
     is_run = (path / DATABASE).is_file()
+    if request["models"] and not is_run:
+        raise RecipeError(f"--models goes with a run of ours, {path} holds rollouts.")
     stages = []
     for records in _of_run(path, request) if is_run else _foreign(path, request):
         results = []
-        for result in run_audits(records, only=only):
+        probe = _models(path, records.stage, request, only) if request["models"] else None
+        for result in run_audits(records, only=only, probe=probe):
             _tell(f"{records.stage}: {result.audit} {result.seconds:.1f} s")
             results.append(result)
         if is_run and store:
@@ -71,6 +78,23 @@ def _foreign(path: Path, request: Mapping[str, Any]) -> Iterator[Records]:
             yield replace(records, base=base)
 
 
+def _models(run: Path, stage: str, request: Mapping[str, Any], only: Sequence[str]) -> Probe | None:
+    """The models of a stage, where an audit needs them; says on standard error what asking them costs."""
+    costs = {name: COSTS[name] for name in only if name in COSTS}
+    if not costs:
+        return None
+    from forkpoint.assembly.subject import PROBLEMS, SAMPLES, stage_subject
+
+    print(visible(f"{stage}: {SAMPLES} rollouts for each of {PROBLEMS} problems"), file=sys.stderr, flush=True)
+    base, _, name = request["base"].rpartition(":")
+    subject = stage_subject(run, stage, base=(Path(base), name) if base and (Path(base) / DATABASE).is_file() else None)
+    for audit, cost in costs.items():
+        planned = cost(subject.groups)
+        line = f"{stage}: {audit} scores up to {planned['scored_tokens']} tokens, samples {planned['sampled_tokens']}"
+        print(visible(line), file=sys.stderr, flush=True)
+    return subject
+
+
 def _base(request: Mapping[str, Any]) -> Records | None:
     """What `--base` names: a stage of a run, or rollouts."""
     text = request["base"]
@@ -93,7 +117,7 @@ def _store(run: Path, stage: str, results: Sequence[Result]) -> None:
     """Keeps the findings; audits that ran replace what they had found before."""
     findings = [finding for result in results for finding in result.findings]
     with RunWriter.open(run) as writer:
-        writer.record_findings(findings, audits=[result.audit for result in results], stage=stage)
+        writer.record_findings(findings, audits=[result.audit for result in results if result.ran], stage=stage)
 
 
 def _tell(line: str) -> None:

@@ -45,6 +45,11 @@ class LocalProbe:
         self._cost = {"sampled_tokens": 0, "scored_tokens": 0, "verifier_calls": 0, "forwards": 0}
 
     @property
+    def policy(self) -> Policy:
+        """The policy that answers."""
+        return self._policy
+
+    @property
     def cost(self) -> Mapping[str, int]:
         """Spent so far: sampled and scored tokens, verifier calls, scoring forwards."""
         return dict(self._cost)

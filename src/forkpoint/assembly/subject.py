@@ -1,0 +1,108 @@
+"""What the audits that ask models are given: a stage's last weights, rollouts of them, and the stage before."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forkpoint.assembly.build import Assembly, build_policy, evaluation_budget
+from forkpoint.config.load import load_recipe
+from forkpoint.config.recipe import FolderPolicy, parent
+from forkpoint.errors import ForkpointError
+from forkpoint.probe import SampleRequest
+from forkpoint.records import Group, Problem
+from forkpoint.seeds import Key
+from forkpoint.tasks.protocol import split_problems
+
+if TYPE_CHECKING:
+    from forkpoint.policies.protocol import Policy
+    from forkpoint.probing.comparing import SubjectProbe
+    from forkpoint.probing.local import BranchPlan, LocalProbe
+
+PROBLEMS = 64
+SAMPLES = 4
+"""Rollouts of each held-out problem."""
+
+
+def stage_subject(
+    run: Path, stage: str, *, base: tuple[Path, str] | None = None, problems: int = PROBLEMS, samples: int = SAMPLES
+) -> "SubjectProbe":
+    """The last checkpoint of a stage of a run with fresh rollouts on held-out problems, drawn as in its evaluations.
+
+    `base` is a run and a stage of it; None: the stage that this one starts from, or the model folder of the recipe.
+
+    Raises:
+        ForkpointError: there is no checkpoint yet.
+    """
+    from forkpoint.policies.causal import CausalPolicy
+    from forkpoint.probing.comparing import SubjectProbe
+    from forkpoint.probing.local import BranchPlan, LocalProbe
+    from forkpoint.verifiers.guard import guarded
+
+    assembly = Assembly(recipe=load_recipe(run / "recipe.toml"), origin=run, run=run)
+    made = assembly.recipe.get_stage(stage)
+    task, policy = assembly.task(made), _last_policy(assembly, stage)
+    key = Key.root(assembly.recipe.seed).child("audit", stage)
+    budget = evaluation_budget(assembly.recipe, made)
+    verifier = guarded(task.verify, fixed_length=getattr(task, "budget", None))
+
+    def plan(name: str) -> "BranchPlan":
+        return BranchPlan(task=task, key=key.child(name), max_new_tokens=budget)
+
+    before = _base_policy(assembly, stage, base)
+    both = isinstance(policy, CausalPolicy) and isinstance(before, CausalPolicy)
+    other = None
+    if before is not None and both:
+        other = LocalProbe(before, assembly._sampler(before, task), verifier, plan=plan("base"))
+    sampler = assembly._sampler(policy, task)
+    asked = LocalProbe(policy, sampler, verifier, plan=plan("policy"))
+    drawn = split_problems(task, Key.root(assembly.recipe.seed).child("evaluation"), problems, evaluation=True)
+    groups = _groups(asked, drawn, plan("rollouts"), samples=samples, stage=stage)
+    return SubjectProbe(policy, sampler, verifier, plan=plan("policy"), groups=groups, base=other)
+
+
+def _last_policy(assembly: Assembly, stage: str) -> "Policy":
+    from forkpoint.store import latest_checkpoint, stage_folder
+
+    found = latest_checkpoint(stage_folder(assembly.run, stage))
+    if found is None:
+        raise ForkpointError(f"stage '{stage}' of {assembly.run} has no checkpoint yet.")
+    return assembly._stage_policy(stage, assembly._parent(assembly.recipe.get_stage(stage)), found)
+
+
+def _base_policy(assembly: Assembly, stage: str, base: tuple[Path, str] | None) -> "Policy | None":
+    """The model that a stage is compared with; None for a stage that starts from nothing, or from what is not there."""
+    if base is not None:
+        run, name = base
+        return _last_policy(Assembly(recipe=load_recipe(run / "recipe.toml"), origin=run, run=run), name)
+    name_before = parent(assembly.recipe.get_stage(stage))
+    if name_before is not None:
+        return _last_policy(assembly, name_before)
+    if not isinstance(assembly.recipe.policy, FolderPolicy):
+        return None
+    try:
+        return build_policy(assembly.recipe, assembly.origin)
+    except ForkpointError:
+        # A relative path is seen from the recipe's own folder, which a run does not know.
+        return None
+
+
+def _groups(
+    probe: "LocalProbe", problems: Sequence[Problem], plan: "BranchPlan", *, samples: int, stage: str
+) -> list[Group]:
+    """Rollouts with verdicts at temperature 1, as many for each problem."""
+    requests = [
+        SampleRequest(
+            key=plan.key.child(problem.key, index), problem=problem,
+            prompt_tokens=probe.policy.texts.encode_prompt(problem.prompt), group_id=problem.key, stage=stage,
+            update=0, index=index, max_new_tokens=plan.max_new_tokens,
+            stop=plan.task.stop(problem),
+        )
+        for problem in problems
+        for index in range(samples)
+    ]  # fmt: skip
+    rollouts = probe.sample(requests)
+    groups = []
+    for place, problem in enumerate(problems):
+        mine = tuple(rollouts[place * samples : (place + 1) * samples])
+        groups.append(Group(problem=problem, rollouts=mine, verdicts=tuple(probe.verify(problem, mine))))
+    return groups

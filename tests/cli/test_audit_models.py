@@ -1,0 +1,71 @@
+"""`forkpoint audit RUN --models`: a tiny run whose models are asked, what that says first, and mistakes."""
+
+import json
+import sys
+
+import pytest
+from tiny_runs import BASE, RL, finished, tiny_recipe
+
+from forkpoint.cli import main as command
+from forkpoint.store import RunReader
+
+ASKING = "token_edits,premature_confidence,template_collapse"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audited") / "run"
+    finished(folder, tiny_recipe(BASE, RL.replace("updates = 6", "updates = 6\nlearning_rate = 0.03")))
+    return folder
+
+
+@pytest.fixture
+def call(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def called(*arguments):
+        monkeypatch.setattr(sys, "argv", ["forkpoint", "audit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            command.main()
+        text = capsys.readouterr()
+        return stop.value.code, text.out, text.err
+
+    return called
+
+
+def test_the_models_of_a_run_are_asked_and_the_cost_is_told(call, run):
+    code, out, err = call(run, "--models", "--only", ASKING, "--json")
+    assert code == 0
+    base, rl = json.loads(out)["stages"]
+    ran = {stage["stage"]: {each["audit"]: each["ran"] for each in stage["audits"]} for stage in (base, rl)}
+    assert ran["rl"] == dict.fromkeys(ASKING.split(","), True)
+    # The first stage starts from nothing.
+    assert ran["base"] == {**ran["rl"], "token_edits": False}
+    findings = {each["audit"]: each["findings"] for each in rl["audits"]}
+    assert 0 < findings["token_edits"][0]["value"] < 1
+    assert findings["template_collapse"]
+    assert "rl: template_collapse scores up to" in err
+    with RunReader(run) as reader:
+        kept = len([one for one in reader.findings("rl") if one.audit in ASKING])
+    assert kept == sum(map(len, findings.values()))
+    # An audit of the records alone leaves them where they are.
+    assert call(run)[0] == 0
+    with RunReader(run) as reader:
+        assert len([one for one in reader.findings("rl") if one.audit in ASKING]) == kept
+
+
+def test_without_models_they_say_what_they_lack_and_a_named_base_is_taken(call, run):
+    code, out, _ = call(run, "--only", "template_collapse", "--no-store")
+    assert (code, "not run: lacks probe" in out) == (0, True)
+    code, out, _ = call(
+        run, "--models", "--only", "token_edits", "--stage", "rl", "--base", f"{run}:rl", "--no-store", "--json"
+    )
+    assert json.loads(out)["stages"][0]["audits"][0]["findings"][0]["value"] == 0
+
+
+def test_models_of_foreign_rollouts_are_refused(call, tmp_path):
+    path = tmp_path / "rollouts.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n')
+    code, _, err = call(path, "--models")
+    assert code == 2
+    assert "--models goes with a run of ours" in err
