@@ -82,7 +82,6 @@ def test_the_policy_of_a_run(call, tmp_path):
         (["--rules", "leave_on_out"], "Did you mean 'leave_one_out'?"),
         (["--rules", "leave_one_out,leave_one_out"], "named twice"),
         (["--rules", "leave_one_out,"], "names with commas"),
-        (["--variant", "C"], "attend to the prompt only"),
         (["--variant", "Z"], "Known: A, B, C, D, E, F"),
         (["--task", "lab", "--variant", "A"], "one of keychain"),
         (["--task", "keychains"], "Did you mean 'keychain'?"),

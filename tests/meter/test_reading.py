@@ -12,7 +12,8 @@ from forkpoint.meter.pretraining import Pretraining, pretrained
 from forkpoint.meter.reading import Extent, take_reading
 from forkpoint.meter.subject import Rule, give_credit
 from forkpoint.meter.truth import Tier, truth_credits
-from forkpoint.meter.variants import variant_settings
+from forkpoint.meter.variants import VARIANTS, variant
+from forkpoint.tasks.keychain import KeyChain, Settings
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -115,11 +116,13 @@ def test_a_trained_decoder_is_kept_and_taken_again(tmp_path):
         pretrained(task, plan, identity="a", cache=tmp_path)
 
 
-def test_variants_say_what_they_cannot_be():
-    assert variant_settings("A")["filler"] == "own"
-    assert (variant_settings("F")["positions"], variant_settings("F")["filler"]) == (128, "lookup")
-    for name in "CD":
-        with pytest.raises(ForkpointError, match="attend to the prompt only"):
-            variant_settings(name)
+def test_variants_differ_in_filler_length_and_what_tokens_see():
+    assert variant("A").settings["filler"] == "own"
+    assert (variant("F").settings["positions"], variant("F").settings["filler"]) == (128, "lookup")
+    assert [name for name in VARIANTS if variant(name).outputs_attend == "prompt"] == ["C", "D"]
+    for blind, usual in ("CE", "DF"):
+        assert variant(blind).settings == variant(usual).settings
+    for found in VARIANTS.values():
+        KeyChain(Settings(**found.settings))
     with pytest.raises(ForkpointError, match="Known: A, B, C, D, E, F"):
-        variant_settings("G")
+        variant("G")
