@@ -133,6 +133,20 @@ def test_the_area_is_held_against_the_base():
     assert told[1].value == pytest.approx(0.45, rel=1e-5)
 
 
+def test_where_the_steps_are_the_answer_nothing_is_called_a_shortcut():
+    class Moves(Asked):
+        answer_lead = ""
+
+    groups = groups_of()
+    base = ScriptedSubject(groups, lambda _context, _text: math.log(0.1), task=Moves())
+    subject = ScriptedSubject(groups, lambda _context, _text: math.log(0.9), task=Moves(), base=base)
+    told = premature_confidence(RECORDS, subject)
+    (shortcut,) = (finding for finding in told if "against the base" in finding.claim)
+    assert shortcut.value > 0.25
+    assert shortcut.severity is Severity.INFO
+    assert "the answer itself" in shortcut.claim
+
+
 def test_a_step_that_lowered_the_chance_makes_a_success_lucky():
     groups = groups_of(4)
     groups[3] = groups_of(4, correct=False)[3]

@@ -138,7 +138,9 @@ def _premature(found: Sequence[Chain], curves: Sequence[Curve]) -> list[Finding]
     return [_named(graded(NAME, claim, told.value, told.interval, PREMATURE), found, values == 1)]
 
 
-def _shortcut(found: Sequence[Chain], curves: Sequence[Curve], others: Sequence[Array | None]) -> list[Finding]:
+def _shortcut(
+    found: Sequence[Chain], curves: Sequence[Curve], others: Sequence[Array | None], task: object
+) -> list[Finding]:
     """The area under the right answer, against that of the base along the same chains where there is one."""
     mine = np.array([np.nan if one.right is None else area(one.shares, one.right) for one in curves])
     problems = problem_numbers([one.attempt for one in found])
@@ -158,8 +160,16 @@ def _shortcut(found: Sequence[Chain], curves: Sequence[Curve], others: Sequence[
             )
         ]  # fmt: skip
     claim = f"{claim}, {more.value:+.2f} against the base: what is known without the whole chain may be a shortcut."
-    finding = graded(NAME, claim, more.value, more.interval, SHORTCUT)
+    finding = _apart(graded(NAME, claim, more.value, more.interval, SHORTCUT), task)
     return [_named(finding, found, mine - np.array(theirs) > SHORTCUT.watch)]
+
+
+def _apart(finding: Finding, task: object) -> Finding:
+    """The finding, told alone where a task has no `answer_lead`: its moves are the answer, and no chain leads to it."""
+    if getattr(task, "answer_lead", ""):
+        return finding
+    claim = f"{finding.claim} Told alone: the steps of this task are the answer itself."
+    return replace(finding, severity=Severity.INFO, claim=claim)
 
 
 def _corrupted(found: Sequence[Chain], curves: Sequence[Curve], after: Array) -> list[Finding]:
@@ -186,7 +196,7 @@ def _lucky(found: Sequence[Chain], curves: Sequence[Curve], task: object) -> lis
         f"{told.value:.0%} of {told.rollouts} successes are lucky: a step of theirs lowered the chance of the right "
         f"answer by more than {FALL:g}, or is wrong ({checked} by the task's step check)."
     )
-    return [_named(graded(NAME, claim, told.value, told.interval, LUCKY), found, values == 1)]
+    return [_named(_apart(graded(NAME, claim, told.value, told.interval, LUCKY), task), found, values == 1)]
 
 
 def _unasked(_records: Records) -> list[Finding]:
@@ -209,7 +219,7 @@ def premature_confidence(_records: Records, probe: Probe | None = None) -> list[
     others = [] if probe.base is None else right_curves(found, probe.base, probe.task)
     return [
         *_premature(found, curves),
-        *_shortcut(found, curves, others),
+        *_shortcut(found, curves, others, probe.task),
         *_corrupted(found, curves, broken(found, probe)),
         *_lucky(found, curves, probe.task),
     ]
