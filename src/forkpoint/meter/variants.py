@@ -1,8 +1,7 @@
 """The variants A to F of `keychain`: short and long, filler of its own alphabet or a look-up like the keys.
 
 The look-up tables are small (32 cells in short chains, 8 in long ones), so that a few hundred updates teach them; the
-demonstrator is right so often that a policy which imitates it well solves 13 to 15 %.  A, C, D and E were seen to do so;
-B and F were not.
+demonstrator is right so often that a policy which imitates it well solves 13 to 15 %.  That was seen of A, C, D and E.
 """
 
 from collections.abc import Mapping
