@@ -93,6 +93,24 @@ class Privileged(Protocol):
 
 
 @runtime_checkable
+class Stepped(Protocol):
+    """A task that knows where the steps of a rollout begin (causal cuts, reviews)."""
+
+    def cut_points(self, problem: Problem, rollout: Rollout) -> Sequence[int]:
+        """Token positions where a step begins, ascending, the first 0; each must follow from the tokens before it."""
+        ...
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """A task that knows a right next step from anywhere (reviews)."""
+
+    def right_step(self, problem: Problem, transcript: str) -> str:
+        """The text of a right next step after a transcript that ends where a step begins; empty where none can be."""
+        ...
+
+
+@runtime_checkable
 class Sampler(Protocol):
     """An engine that draws rollouts.  Rollouts come back as they finish, in any order."""
 

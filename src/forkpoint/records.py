@@ -259,6 +259,52 @@ class Finding:
     evidence: Sequence[str] = ()
 
 
+class EditKind(StrEnum):
+    """What a review does to a rollout."""
+
+    KEEP = "keep"
+    """Dead ends and the way back stay."""
+    PRUNE = "prune"
+    """Dead ends are cut out."""
+    SUMMARISE = "summarise"
+    """A dead end becomes one marked step."""
+    FIX = "fix"
+    """The prefix with a better step after it; nothing that follows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edit:
+    """A proposal of a review: tokens `start` to `end` (exclusive) of a rollout become `text`."""
+
+    id: str
+    """Hash of the other fields."""
+    rollout_id: str
+    kind: EditKind
+    start: int
+    end: int
+    text: str
+    source: str
+    """Who wrote the text: policy, sibling, solver, the name of a model; the review itself where nothing is new."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """A sentence for the prompt of later problems."""
+
+    id: str
+    """Hash of task and text."""
+    task: str
+    text: str
+    about: str = ""
+    """What a problem must share for the lesson to be retrieved; empty: every problem of the task."""
+    origin: tuple[str, ...] = ()
+    """Ids of the rollouts that it was drawn from."""
+    helpful: int = 0
+    """Audits in which it helped."""
+    harmful: int = 0
+    """Audits in which it did not."""
+
+
 OUTCOMES: tuple[Outcome, ...] = tuple(Outcome)
 """`Records.outcome` counts in this order."""
 STOPS: tuple[StopReason, ...] = tuple(StopReason)

@@ -11,6 +11,19 @@ CREATE TABLE credits (
     CHECK ((rule IS NULL) = (advantages IS NULL))
 ) STRICT;
 
+CREATE TABLE edits (
+    id TEXT PRIMARY KEY,
+    position INTEGER NOT NULL UNIQUE,   -- order of proposal
+    rollout_id TEXT NOT NULL REFERENCES rollouts (id) ON DELETE CASCADE,
+    kind TEXT NOT NULL CHECK (kind IN ('keep', 'prune', 'summarise', 'fix')),
+    first INTEGER NOT NULL,             -- tokens first to last (exclusive) become the text
+    last INTEGER NOT NULL,
+    text ANY NOT NULL,
+    source ANY NOT NULL,
+    verification TEXT,                  -- JSON; NULL: not verified yet
+    decision TEXT CHECK (decision IN ('accepted', 'rejected'))      -- of a person; NULL: none
+) STRICT;
+
 CREATE TABLE evaluations (
     stage TEXT NOT NULL REFERENCES stages (name),
     update_number INTEGER NOT NULL,
@@ -50,6 +63,18 @@ CREATE TABLE findings (
     special TEXT
 ) STRICT;
 
+CREATE TABLE lessons (
+    id TEXT PRIMARY KEY,
+    task TEXT NOT NULL,
+    text ANY NOT NULL,
+    about ANY NOT NULL,
+    origin TEXT NOT NULL,               -- JSON: ids of rollouts
+    helpful INTEGER NOT NULL,
+    harmful INTEGER NOT NULL,
+    audits TEXT NOT NULL,               -- JSON: what each audit found
+    deleted INTEGER NOT NULL CHECK (deleted IN (0, 1))
+) STRICT;
+
 CREATE TABLE meta (
     key TEXT PRIMARY KEY,
     value TEXT NOT NULL                 -- JSON
@@ -74,6 +99,11 @@ CREATE TABLE problems (
     answer ANY NOT NULL,
     difficulty REAL NOT NULL,
     metadata TEXT NOT NULL              -- JSON
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE reviews (
+    rollout_id TEXT PRIMARY KEY REFERENCES rollouts (id) ON DELETE CASCADE,
+    document TEXT NOT NULL              -- JSON: the postmortem
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE rollouts (
@@ -130,6 +160,8 @@ CREATE TABLE verdicts (
     parts TEXT NOT NULL,                -- JSON
     special TEXT                        -- JSON: the numbers of this row that are not finite
 ) STRICT;
+
+CREATE INDEX edits_by_rollout ON edits (rollout_id);
 
 CREATE INDEX metrics_by_name ON metrics (stage, name, update_number);
 

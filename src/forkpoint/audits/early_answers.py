@@ -6,14 +6,13 @@ with).  The words that lead to the answer are given, so that asking costs no pro
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forkpoint.audits.subject import Attempt, answer_lead, attempts, last_place, reasoning, spread, warmth
-from forkpoint.probe import Answerable, Probe, ScoreRequest
-from forkpoint.records import Group, Ints, Problem, Rollout
+from forkpoint.probe import Answerable, Probe, ScoreRequest, Stepped
+from forkpoint.records import Group, Ints
 from forkpoint.seeds import Key
 
 POINTS = 11
@@ -22,15 +21,6 @@ ROLLOUTS = 256
 """Most chains that are asked about."""
 
 Array = NDArray[np.float64]
-
-
-@runtime_checkable
-class Stepped(Protocol):
-    """A task that knows where steps begin."""
-
-    def cut_points(self, problem: Problem, rollout: Rollout) -> Sequence[int]:
-        """Token positions where a step begins, ascending."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -9,24 +9,15 @@ spaced over its length or at its n unlikeliest tokens, are not causal, and none 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from forkpoint.errors import RecipeError, unknown_name
+from forkpoint.probe import Stepped
 from forkpoint.records import Problem, Rollout
 
 KINDS = ("every", "steps", "unlikely")
 FORMS = "every:N, steps, steps:N, unlikely:P, unlikely:P:N"
-
-
-@runtime_checkable
-class Stepped(Protocol):
-    """A task that knows where the steps of a rollout begin."""
-
-    def cut_points(self, problem: Problem, rollout: Rollout) -> Sequence[int]:
-        """Token positions where a step begins, ascending, the first 0; each must follow from the tokens before it."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,9 +11,9 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from forkpoint.credit.cuts import Stepped, read_cuts
+from forkpoint.credit.cuts import read_cuts
 from forkpoint.credit.masks import StepChecked
-from forkpoint.probe import Answerable, Privileged, Stateful
+from forkpoint.probe import Answerable, Privileged, Stateful, Stepped
 from forkpoint.records import Problem
 
 

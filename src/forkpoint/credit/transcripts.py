@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from forkpoint.credit.cuts import Stepped
-from forkpoint.probe import Probe
+from forkpoint.probe import Probe, Stepped
 from forkpoint.records import Batch, Problem, Rollout
 
 

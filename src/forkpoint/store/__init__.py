@@ -15,6 +15,7 @@ from forkpoint.store.checkpoints import (
     write_manifest,
 )
 from forkpoint.store.reader import RunReader, find_runs, identity_changes
+from forkpoint.store.reviews import Decision, StoredEdit, StoredLesson
 from forkpoint.store.rows import (
     Evaluation,
     EvaluationArrays,
@@ -28,6 +29,7 @@ from forkpoint.store.writer import DATABASE, RunWriter
 
 __all__ = [
     "DATABASE",
+    "Decision",
     "Evaluation",
     "EvaluationArrays",
     "EvaluationResult",
@@ -36,6 +38,8 @@ __all__ = [
     "RunWriter",
     "StageRecord",
     "StageStatus",
+    "StoredEdit",
+    "StoredLesson",
     "checkpoint_path",
     "checkpoint_update",
     "clean_checkpoints",

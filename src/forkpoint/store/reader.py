@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from forkpoint.errors import StoreError
 from forkpoint.files import connect_database, storage_errors
 from forkpoint.records import Credit, Finding, Group, Ints, Problem, Rollout, Verdict
+from forkpoint.review.postmortem import Review
 from forkpoint.store.encoding import JSON, decode_json, decode_text
+from forkpoint.store.reviews import StoredEdit, StoredLesson, edit_from, lesson_from, review_from
 from forkpoint.store.rows import (
     EvaluationArrays,
     Event,
@@ -29,7 +31,7 @@ from forkpoint.store.rows import (
     stage_from,
     verdict_from,
 )
-from forkpoint.store.schema import MIGRATIONS, check_version, schema_version
+from forkpoint.store.schema import check_version, schema_version
 from forkpoint.store.writer import DATABASE
 
 
@@ -58,7 +60,7 @@ class RunReader:
         """Open the run in `folder`.
 
         Raises:
-            StoreError: there is no run, it is damaged, or of another schema.
+            StoreError: there is no run, it is damaged, or of a newer schema.
         """
         path = folder / DATABASE
         if not path.is_file():
@@ -70,11 +72,8 @@ class RunReader:
             with storage_errors(path):
                 version = schema_version(self._connection)
                 check_version(version, str(path))
-                if version < len(MIGRATIONS):
-                    raise StoreError(
-                        f"{path} has schema {version}, needed is {len(MIGRATIONS)}: --resume brings it there"
-                    )
-                if not self._rows("SELECT key FROM meta"):
+                # An older schema lacks tables, no more: see `_later_rows`.
+                if not version or not self._rows("SELECT key FROM meta"):
                     raise StoreError(f"{folder} holds no run: it was interrupted while being created")
         except BaseException:
             self.close()
@@ -284,3 +283,20 @@ class RunReader:
         """What audits found, in the order in which it was written."""
         rows = self._rows("SELECT * FROM findings WHERE ?1 IS NULL OR stage = ?1 ORDER BY id", stage)
         return [finding_from(row) for row in rows]
+
+    def reviews(self) -> list[Review]:
+        """The postmortems, by the id of their rollout."""
+        return [review_from(row) for row in self._later_rows("reviews", "rollout_id")]
+
+    def edits(self) -> list[StoredEdit]:
+        """What reviews propose, in the order of proposal."""
+        return [edit_from(row) for row in self._later_rows("edits", "position")]
+
+    def lessons(self) -> list[StoredLesson]:
+        """Every lesson, deleted ones too, by id."""
+        return [lesson_from(row) for row in self._later_rows("lessons", "id")]
+
+    def _later_rows(self, table: str, order: str) -> list[sqlite3.Row]:
+        """The rows of a table that runs of older versions do not have."""
+        known = self._rows("SELECT name FROM sqlite_schema WHERE name = ?", table)
+        return self._rows(f"SELECT * FROM {table} ORDER BY {order}") if known else []

@@ -138,7 +138,41 @@ _M001_FIRST: Migration = (
     ),
 )
 
-MIGRATIONS: tuple[Migration, ...] = (_M001_FIRST,)
+_M002_REVIEW: Migration = (
+    "m002_review",
+    (
+        """CREATE TABLE reviews (
+    rollout_id TEXT PRIMARY KEY REFERENCES rollouts (id) ON DELETE CASCADE,
+    document TEXT NOT NULL              -- JSON: the postmortem
+) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE edits (
+    id TEXT PRIMARY KEY,
+    position INTEGER NOT NULL UNIQUE,   -- order of proposal
+    rollout_id TEXT NOT NULL REFERENCES rollouts (id) ON DELETE CASCADE,
+    kind TEXT NOT NULL CHECK (kind IN ('keep', 'prune', 'summarise', 'fix')),
+    first INTEGER NOT NULL,             -- tokens first to last (exclusive) become the text
+    last INTEGER NOT NULL,
+    text ANY NOT NULL,
+    source ANY NOT NULL,
+    verification TEXT,                  -- JSON; NULL: not verified yet
+    decision TEXT CHECK (decision IN ('accepted', 'rejected'))      -- of a person; NULL: none
+) STRICT""",
+        "CREATE INDEX edits_by_rollout ON edits (rollout_id)",
+        """CREATE TABLE lessons (
+    id TEXT PRIMARY KEY,
+    task TEXT NOT NULL,
+    text ANY NOT NULL,
+    about ANY NOT NULL,
+    origin TEXT NOT NULL,               -- JSON: ids of rollouts
+    helpful INTEGER NOT NULL,
+    harmful INTEGER NOT NULL,
+    audits TEXT NOT NULL,               -- JSON: what each audit found
+    deleted INTEGER NOT NULL CHECK (deleted IN (0, 1))
+) STRICT""",
+    ),
+)
+
+MIGRATIONS: tuple[Migration, ...] = (_M001_FIRST, _M002_REVIEW)
 """All of them in order; the first has number 1."""
 
 

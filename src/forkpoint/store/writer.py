@@ -3,14 +3,17 @@
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from forkpoint.errors import StoreError
 from forkpoint.files import connect_database, fsync_path, make_folder, storage_errors, transaction
-from forkpoint.records import Credit, Finding, Group, Problem, Reward, UpdateRecord
+from forkpoint.records import Credit, Edit, Finding, Group, Problem, Reward, UpdateRecord
+from forkpoint.review.postmortem import Review, Verification
 from forkpoint.store.encoding import JSON, encode_json, encode_text
+from forkpoint.store.reviews import Decision, StoredLesson, edit_row, lesson_row, review_row
 from forkpoint.store.rows import (
     Evaluation,
     StageStatus,
@@ -201,6 +204,42 @@ class RunWriter:
             self._connection.executemany(query, [(audit, stage, update) for audit in sorted(ran)])
             rows = [finding_row(finding, stage=stage, update=update) for finding in findings]
             _insert(self._connection, "findings", rows)
+
+    def record_reviews(self, reviews: Sequence[Review], edits: Sequence[Edit] = ()) -> None:
+        """Write postmortems of stored rollouts and what they propose; a second review of a rollout replaces the first.
+
+        An edit that is known already keeps its verification.
+        """
+        with transaction(self._connection, "reviews"):
+            query = "INSERT INTO reviews VALUES (:rollout_id, :document) ON CONFLICT DO UPDATE SET document = :document"
+            self._connection.executemany(query, [review_row(review) for review in reviews])
+            last = self._connection.execute("SELECT coalesce(max(position), -1) FROM edits").fetchone()[0]
+            rows = [edit_row(edit, last + place) for place, edit in enumerate(edits, start=1)]
+            _insert(self._connection, "edits", rows, verb="INSERT OR IGNORE")
+
+    def record_verifications(self, verifications: Sequence[Verification]) -> None:
+        """Write what re-rollouts said of stored edits."""
+        with transaction(self._connection, "verifications"):
+            query = "UPDATE edits SET verification = ? WHERE id = ?"
+            rows = [(encode_json(asdict(each)), each.edit_id) for each in verifications]
+            self._connection.executemany(query, rows)
+
+    def decide(self, edit: str, decision: Decision | None) -> None:
+        """Write a person's word on an edit; None takes it back.
+
+        Raises:
+            StoreError: there is no such edit.
+        """
+        with transaction(self._connection, "decision"):
+            found = self._connection.execute("UPDATE edits SET decision = ? WHERE id = ?", (decision, edit)).rowcount
+            if not found:
+                raise StoreError(f"the run has no edit '{edit}'")
+
+    def record_lessons(self, lessons: Sequence[StoredLesson]) -> None:
+        """Write lessons with their audits; a known one is replaced."""
+        with transaction(self._connection, "lessons"):
+            self._connection.executemany("DELETE FROM lessons WHERE id = ?", [(each.lesson.id,) for each in lessons])
+            _insert(self._connection, "lessons", [lesson_row(each) for each in lessons])
 
     def rewind(self, stage: str, update: int, *, message: str = "") -> None:
         """Forget everything of a stage after `update` and record the resume, in one transaction.
