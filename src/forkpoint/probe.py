@@ -111,6 +111,24 @@ class Solver(Protocol):
 
 
 @runtime_checkable
+class Markable(Protocol):
+    """A task whose texts may say that something was tried and left (reviews)."""
+
+    def dead_end_mark(self, problem: Problem, before: str, wasted: str) -> str:
+        """One marked step that stands for the wasted text after `before`; its verifier reads it as no move."""
+        ...
+
+
+@runtime_checkable
+class Relabelable(Protocol):
+    """A task in which a failure may have reached another goal (reviews)."""
+
+    def reached(self, problem: Problem, text: str) -> tuple[Problem, str] | None:
+        """The problem that a text solved instead, and the part of the text that did; None where it solved none."""
+        ...
+
+
+@runtime_checkable
 class Sampler(Protocol):
     """An engine that draws rollouts.  Rollouts come back as they finish, in any order."""
 
@@ -149,6 +167,10 @@ class Probe(Protocol):
 
     def encode(self, text: str) -> Ints:
         """The tokens of a text that continues a rollout."""
+        ...
+
+    def decode(self, tokens: Ints) -> str:
+        """The text of the tokens of a rollout."""
         ...
 
     def encode_prompt(self, prompt: str) -> Ints:

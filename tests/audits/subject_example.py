@@ -65,6 +65,9 @@ class ScriptedSubject:
     def encode(self, text):
         return codes(text)
 
+    def decode(self, tokens):
+        return "".join(chr(int(token)) for token in tokens)
+
     def encode_prompt(self, prompt):
         return codes(prompt)
 

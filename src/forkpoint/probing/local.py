@@ -96,6 +96,10 @@ class LocalProbe:
         """The tokens of a text that continues a rollout."""
         return self._policy.texts.encode(text)
 
+    def decode(self, tokens: Ints) -> str:
+        """The text of the tokens of a rollout."""
+        return self._policy.texts.decode(tokens)
+
     def encode_prompt(self, prompt: str) -> Ints:
         """The tokens of a prompt, as a rollout has it."""
         return self._policy.texts.encode_prompt(prompt)

@@ -11,7 +11,7 @@ Prompt: `ab ac bd ...|a>d:` (edges, start, goal).  Rollout: one letter a move; r
 import itertools
 import string
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -25,6 +25,7 @@ from forkpoint.tasks.settings import TaskSettings
 
 NAMES = string.ascii_lowercase + string.ascii_uppercase + string.digits
 PUNCTUATION = " |>:"
+MARK = "|"
 
 
 class Settings(TaskSettings):
@@ -40,6 +41,8 @@ class Settings(TaskSettings):
     """Moves of a walk in the corpus `walks`, 1 to 1000."""
     dead_ends: float = Field(default=1.0, ge=0.0, le=1.0)
     """Share of the texts of the corpus `recoveries` that hold dead ends; the rest are golden."""
+    marks: bool = False
+    """Whether `x|` in a text means that the step to the neighbour x was thought of and dropped: no move is made."""
 
 
 def build(settings: Settings) -> "Paths":
@@ -177,7 +180,7 @@ class Paths:
     def verify(self, problem: Problem, rollout: Rollout) -> Verdict:
         """Checks every move against the graph; parts: moves, wrong branches entered and left again."""
         graph = _graph(problem)
-        walk, node, legal = rollout.text, graph.start, 0
+        walk, node, legal = self._walk(graph, rollout.text), graph.start, 0
         for move in walk:
             if move not in graph.neighbors[node]:
                 break
@@ -234,6 +237,49 @@ class Paths:
             return search_walk(problem, graph, draw)
         return problem.answer
 
+    def _walk(self, graph: NamedGraph, text: str) -> str:
+        """The moves of a text, its marked steps left out; from the first step that is none on as it stands."""
+        if not self.settings.marks:
+            return text
+        walk, node, place = "", graph.start, 0
+        while place < len(text) and text[place] in graph.neighbors[node]:
+            if text[place + 1 : place + 2] == MARK:
+                place += 2
+                continue
+            node = text[place]
+            walk, place = walk + node, place + 1
+        return walk + text[place:]
+
+    def dead_end_mark(self, problem: Problem, before: str, wasted: str) -> str:
+        """The first step into the dead end and the mark; raises TaskError unless `marks` is set."""
+        del problem, before
+        if not self.settings.marks:
+            raise TaskError("[task] marks = true is needed: without it no text of paths may say that a step was left.")
+        return f"{wasted[0]}{MARK}"
+
+    def reached(self, problem: Problem, text: str) -> tuple[Problem, str] | None:
+        """The same graph with the last leaf that a walk reached for a goal, and the walk to there.
+
+        None where it reached no leaf, or where that problem is one for evaluation.
+        """
+        graph = _graph(problem)
+        leaves = {nodes[-1] for nodes in problem.metadata["branches"]}
+        walk, node, last = self._walk(graph, text), graph.start, -1
+        for place, move in enumerate(walk):
+            if move not in graph.neighbors[node]:
+                break
+            node = move
+            last = place if node in leaves else last
+        if last < 0:
+            return None
+        leaf = walk[last]
+        walk = walk[: walk.index(leaf) + 1]
+        prompt = f"{str(problem.prompt)[:-2]}{leaf}:"
+        other = replace(
+            problem, key=content_hash(self.name, prompt), prompt=prompt, answer=shortest_path(graph, graph.start, leaf)
+        )
+        return None if other.is_evaluation else (other, walk)
+
     def stop(self, problem: Problem) -> tuple[str, ...]:
         """The goal: reaching it ends the walk."""
         return (_graph(problem).goal,)
@@ -245,13 +291,14 @@ class Paths:
 
     def state(self, problem: Problem, transcript: str) -> str:
         """Where the walk stands: the last node; all walks that left the graph are lost alike."""
-        node = _place(_graph(problem), transcript)
+        graph = _graph(problem)
+        node = _place(graph, self._walk(graph, transcript))
         return "lost" if node is None else node
 
     def early_answer(self, problem: Problem, transcript: str) -> str:
         """The shortest way to the goal from where the walk stands; empty after a walk that left the graph."""
         graph = _graph(problem)
-        node = _place(graph, transcript)
+        node = _place(graph, self._walk(graph, transcript))
         return "" if node is None or node == graph.goal else shortest_path(graph, node, graph.goal)
 
 
