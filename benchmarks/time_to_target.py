@@ -121,7 +121,7 @@ def make_imitator(track: Mapping[str, Any]) -> Subject:
     """
     task, policy = build_task(track["task"]), load_folder(package_model(track["model"].removeprefix("package:")))
     stage = TextStage(name="start", kind="sft", warmup=0, schedule="linear", **track["start"])
-    draw = corpus_draw(task, policy.texts, stage, Key.root(0).child("time to target"))
+    draw = corpus_draw(task, policy.texts, stage.data, Key.root(0).child("time to target"), count=stage.batch_size)
     training = TextTraining(stage=stage, policy=policy, optimization=Optimization(policy.model, stage), draw=draw)
     for update in range(1, stage.updates + 1):
         training.unit(update)

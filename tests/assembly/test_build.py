@@ -17,7 +17,7 @@ from forkpoint.assembly import (
     run_identity,
 )
 from forkpoint.assembly.build import shared_alphabet
-from forkpoint.config.recipe import FolderPolicy
+from forkpoint.config.policies import FolderPolicy
 from forkpoint.errors import RecipeError
 from forkpoint.store import RunReader
 from forkpoint.tasks.paths import PUNCTUATION, Paths

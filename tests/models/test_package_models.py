@@ -6,7 +6,7 @@ import pytest
 
 from forkpoint.assembly import package_model
 from forkpoint.config import load_recipe
-from forkpoint.config.recipe import TinyPolicy
+from forkpoint.config.policies import TinyPolicy
 from forkpoint.policies.folder import load_folder
 from forkpoint.store import verify_checkpoint
 

@@ -17,7 +17,7 @@ from forkpoint.tasks.protocol import Demonstration
 from forkpoint.training.imitation import (
     TextTraining,
     corpus_draw,
-    correct_rollouts,
+    sampled_texts,
     demonstration_example,
     pool_draw,
     rollout_example,
@@ -60,19 +60,21 @@ def test_every_trained_token_of_a_batch_weighs_the_same():
 
 
 def test_a_corpus_draws_by_the_number_of_the_update(context, policy):
-    draw = corpus_draw(context.plan.task, policy.texts, context.stage, Key.root(0))
+    draw = corpus_draw(context.plan.task, policy.texts, context.stage.data, Key.root(0), count=context.stage.batch_size)
     first, second = draw(1), draw(2)
     assert len(first) == context.stage.batch_size
     seen = {text.tokens.tobytes() for text in first} & {text.tokens.tobytes() for text in second}
     assert not seen
-    again = corpus_draw(context.plan.task, policy.texts, context.stage, Key.root(0))(2)
+    again = corpus_draw(
+        context.plan.task, policy.texts, context.stage.data, Key.root(0), count=context.stage.batch_size
+    )(2)
     assert [text.tokens.tobytes() for text in again] == [text.tokens.tobytes() for text in second]
 
 
 def test_a_pool_gives_everything_once_before_anything_again():
     pool = [example([i], [1]) for i in range(7)]
     stage = tiny_recipe(BASE).stage[0].model_copy(update={"batch_size": 3})
-    draw = pool_draw(pool, stage, Key.root(0))
+    draw = pool_draw(pool, Key.root(0), count=stage.batch_size)
     order = [text.provenance for update in range(1, 15) for text in draw(update)]
     assert len(order) == 42
     epochs = [order[start : start + 7] for start in range(0, 42, 7)]
@@ -84,7 +86,9 @@ def test_a_pool_gives_everything_once_before_anything_again():
 def test_a_pool_smaller_than_a_batch_repeats_evenly():
     pool = [example([i], [1]) for i in range(2)]
     stage = tiny_recipe(BASE).stage[0].model_copy(update={"batch_size": 5})
-    counts = Counter(text.provenance for update in (1, 2) for text in pool_draw(pool, stage, Key.root(0))(update))
+    counts = Counter(
+        text.provenance for update in (1, 2) for text in pool_draw(pool, Key.root(0), count=stage.batch_size)(update)
+    )
     assert set(counts.values()) == {5}
 
 
@@ -96,7 +100,7 @@ def plan(context, count):
 
 def test_only_correct_rollouts_become_data(context, policy):
     probe, _ = context.make_probe(policy)
-    texts = correct_rollouts(context.plan.task, policy.texts, probe, plan(context, 300), count=300)
+    texts = sampled_texts(context.plan.task, policy.texts, probe, plan(context, 300), count=300)
     assert 1 <= len(texts) < 100
     for text in texts:
         walk = policy.texts.decode(text.tokens[text.loss_mask])
@@ -123,7 +127,7 @@ class Keep:
 
 
 def test_an_update_is_the_models_own_cross_entropy(context, policy):
-    draw = corpus_draw(context.plan.task, policy.texts, context.stage, Key.root(0))
+    draw = corpus_draw(context.plan.task, policy.texts, context.stage.data, Key.root(0), count=context.stage.batch_size)
     training = TextTraining(stage=context.stage, policy=policy, optimization=Keep(), draw=draw)
     policy.model.zero_grad(set_to_none=True)
     (step,) = training.unit(3)
@@ -153,5 +157,5 @@ def test_a_corpus_that_ends_gives_what_it_has(context, policy):
         def corpus(self, name, key):
             return itertools.islice(context.plan.task.corpus(name, key), 3)
 
-    draw = corpus_draw(Short(), policy.texts, context.stage, Key.root(0))
+    draw = corpus_draw(Short(), policy.texts, context.stage.data, Key.root(0), count=context.stage.batch_size)
     assert len(draw(1)) == 3

@@ -12,17 +12,8 @@ from typing import TYPE_CHECKING, Any
 from forkpoint.assembly.critics import build_critic
 from forkpoint.assembly.lab import build_tabular
 from forkpoint.assembly.tables import CREDIT_RULES, LOSSES, build_task, model_folder, resolve
-from forkpoint.config.recipe import (
-    AnyStage,
-    FolderPolicy,
-    ForksStage,
-    Recipe,
-    RLStage,
-    TabularPolicy,
-    TextStage,
-    parent,
-    rollout_budget,
-)
+from forkpoint.config.policies import FolderPolicy, TabularPolicy
+from forkpoint.config.recipe import AnyStage, ForksStage, Recipe, RLStage, parent, rollout_budget
 from forkpoint.errors import CheckpointError, RecipeError
 from forkpoint.seeds import Key, content_hash
 from forkpoint.tasks.protocol import Interactive, Task, split_problems
@@ -31,12 +22,11 @@ if TYPE_CHECKING:
     from forkpoint.doctor.canaries import Trial
     from forkpoint.policies.protocol import Policy
     from forkpoint.probe import Probe, Sampler
-    from forkpoint.probing.local import LocalProbe
+    from forkpoint.probing.local import BranchPlan, LocalProbe
     from forkpoint.store import RunWriter
     from forkpoint.training.critic import Critic
     from forkpoint.training.forks import ForksTraining
     from forkpoint.training.hooks import Hook, Loop
-    from forkpoint.training.imitation import Draw
     from forkpoint.training.optimization import Optimization
     from forkpoint.training.stage import StageContext
     from forkpoint.training.unit import Training
@@ -125,7 +115,8 @@ class Assembly:
             run=self.run, stage=stage, key=key, writer=writer, parent=self._parent(stage),
             load_policy=partial(self._stage_policy, name),
             make_probe=lambda made, critic=None: self._probe(made, task, critic=critic, stage=stage),
-            make_training=partial(self._training, stage, task), make_critic=partial(build_critic, recipe, stage),
+            make_training=partial(self._training, stage, writer=writer),
+            make_critic=partial(build_critic, recipe, stage),
             plan=plans[0], final_plan=plans[1], identity=run_identity(recipe), stop=stop,
             hooks=self._hooks(stage, writer),
         )  # fmt: skip
@@ -149,7 +140,7 @@ class Assembly:
         done = 0 if checkpoint is None else checkpoint_update(checkpoint)
         probe, changed = self._probe(policy, task, critic=critic, stage=stage)
         changed(done)
-        training = self._training(stage, task, policy, optimization, probe, changed, critic)
+        training = self._training(stage, policy, optimization, probe, changed, critic)
         restored_curriculum(training, checkpoint)
         return Loop(
             run=self.run, stage=stage, key=key, task=task, policy=policy, probe=probe, training=training, done=done
@@ -232,16 +223,29 @@ class Assembly:
     def _probe(
         self, policy: "Policy", task: Task, *, critic: "Critic | None" = None, stage: AnyStage | None = None
     ) -> tuple["LocalProbe", Callable[[int], None]]:
-        from forkpoint.probing.local import BranchPlan, LocalProbe
+        from forkpoint.probing.local import BranchPlan
+
+        plan = None
+        if isinstance(stage, RLStage):
+            key = Key.root(self.recipe.seed).child(stage.name)
+            plan = BranchPlan(task=task, key=key, max_new_tokens=stage.max_new_tokens)
+        return self._planned_probe(policy, task, plan, critic)
+
+    def branching_probe(self, policy: "Policy", task: Task, key: Key, max_new_tokens: int) -> "LocalProbe":
+        """A probe that can also continue rollouts, with random numbers of its own."""
+        from forkpoint.probing.local import BranchPlan
+
+        return self._planned_probe(policy, task, BranchPlan(task=task, key=key, max_new_tokens=max_new_tokens))[0]
+
+    def _planned_probe(
+        self, policy: "Policy", task: Task, plan: "BranchPlan | None", critic: "Critic | None" = None
+    ) -> tuple["LocalProbe", Callable[[int], None]]:
+        from forkpoint.probing.local import LocalProbe
         from forkpoint.verifiers.guard import guarded
 
         sampler = self._sampler(policy, task)
         verifier = guarded(task.verify, fixed_length=getattr(task, "budget", None))
         values = None if critic is None else critic.values
-        plan = None
-        if isinstance(stage, RLStage):
-            key = Key.root(self.recipe.seed).child(stage.name)
-            plan = BranchPlan(task=task, key=key, max_new_tokens=stage.max_new_tokens)
         return LocalProbe(policy, sampler, verifier, critic=values, plan=plan), sampler.update_weights
 
     def _sampler(self, policy: "Policy", task: Task) -> "Sampler":
@@ -258,15 +262,15 @@ class Assembly:
         return LocalSampler(policy, slots=self.recipe.slots, environment=environment)
 
     def _training(
-        self, stage: AnyStage, task: Task, policy: "Policy", optimization: "Optimization", probe: "Probe",
-        changed: Callable[[int], None], critic: "Critic | None" = None, /,
+        self, stage: AnyStage, policy: "Policy", optimization: "Optimization", probe: "Probe",
+        changed: Callable[[int], None], critic: "Critic | None" = None, /, *, writer: "RunWriter | None" = None,
     ) -> "Training":  # fmt: skip
         from forkpoint.training.components import Reference
         from forkpoint.training.curriculum import Curriculum
-        from forkpoint.training.imitation import TextTraining, corpus_draw, pool_draw
+        from forkpoint.training.imitation import TextTraining
         from forkpoint.training.rl import RLTraining
 
-        key = Key.root(self.recipe.seed).child(stage.name)
+        task, key = self.task(stage), Key.root(self.recipe.seed).child(stage.name)
         if isinstance(stage, RLStage):
             reference = None
             if stage.divergence is not None:
@@ -279,11 +283,9 @@ class Assembly:
             )  # fmt: skip
         if isinstance(stage, ForksStage):
             return self._forks_training(stage, task, policy, optimization)
-        if stage.data.startswith("rollouts:"):
-            pool = self._rollout_pool(stage, task)
-            draw = self._ordered(stage, task, pool) if stage.order != "shuffled" else pool_draw(pool, stage, key)
-        else:
-            draw = corpus_draw(task, policy.texts, stage, key)
+        from forkpoint.assembly.pools import TextSource, text_draw
+
+        draw = text_draw(TextSource(assembly=self, stage=stage, task=task, texts=policy.texts, writer=writer))
         return TextTraining(stage=stage, policy=policy, optimization=optimization, draw=draw)
 
     def _forks_training(
@@ -312,43 +314,6 @@ class Assembly:
         return ForksTraining(
             stage=stage, policy=policy, base=base, optimization=optimization, pool=pool, key=key.child("batches")
         )
-
-    def _ordered(self, stage: TextStage, task: Task, pool: list[Any]) -> "Draw":
-        """The pool by its perplexity under the weights that the stage starts from, also after a resume."""
-        from forkpoint.training.ordering import perplexity_draw
-
-        start = self._policy(self._parent(stage))
-        return perplexity_draw(pool, self._probe(start, task)[0], stage)
-
-    def _rollout_pool(self, stage: TextStage, task: Task) -> list[Any]:
-        """Correct rollouts of the final policy of another stage."""
-        from forkpoint.training.imitation import correct_rollouts, rollout_example
-        from forkpoint.training.rollouts import SamplePlan, judged_groups
-
-        source = self.recipe.get_stage(stage.data.removeprefix("rollouts:"))
-        teacher = self._policy(None if self.unrun else self._final_checkpoint(source.name))
-        plan = SamplePlan(
-            key=Key.root(self.recipe.seed).child(stage.name, "teacher"),
-            stage=stage.name,
-            update=0,
-            group_size=1,
-            max_new_tokens=evaluation_budget(self.recipe, source),
-            temperature=source.temperature
-            if isinstance(source, RLStage | ForksStage)
-            else self.recipe.evaluation.temperature,
-        )
-        probe = self._probe(teacher, task)[0]
-        if self.unrun:
-            # There is no teacher yet: what the policy writes stands in, right or wrong.
-            problems = split_problems(task, plan.key.child("problems"), STAND_INS, evaluation=False)
-            groups = judged_groups(probe, task, teacher.texts, problems, plan)
-            return [rollout_example(group.rollouts[0]) for group in groups]
-        pool = correct_rollouts(task, teacher.texts, probe, plan, count=stage.examples)
-        if not pool:
-            raise RecipeError(
-                f"stage '{stage.name}': none of {stage.examples} rollouts of '{source.name}' was correct."
-            )
-        return pool
 
 
 def evaluation_budget(recipe: Recipe, stage: AnyStage) -> int:

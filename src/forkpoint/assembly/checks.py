@@ -17,9 +17,11 @@ from forkpoint.assembly.credit_checks import (
 )
 from forkpoint.assembly.critics import CriticKind, critic_kind
 from forkpoint.assembly.distillation_checks import check_distillation
+from forkpoint.assembly.review_checks import check_review
 from forkpoint.assembly.tables import CREDIT_RULES, LOSSES, resolve
 from forkpoint.config.curriculum import Curriculum
-from forkpoint.config.recipe import AnyStage, FolderPolicy, ForksStage, Recipe, RLStage, TabularPolicy, TextStage
+from forkpoint.config.policies import FolderPolicy, TabularPolicy
+from forkpoint.config.recipe import AnyStage, ForksStage, Recipe, RLStage, TextStage, data_source
 from forkpoint.credit.masks import WRAPPERS
 from forkpoint.errors import ModelError, RecipeError, TaskError, unknown_name
 from forkpoint.records import Problem
@@ -162,22 +164,32 @@ def _check_stage(recipe: Recipe, stage: AnyStage, task: Task, policy: "Policy") 
             raise TaskError(f"{where}: the task {task.name} has no {name} problem.")
     for problem in held_out:
         check_length(where, task, policy, problem, evaluation_budget(recipe, stage))
+    if isinstance(stage, TextStage):
+        check_review(where, stage, task, train[0], tabular=isinstance(recipe.policy, TabularPolicy))
+        _check_texts(where, stage, task, policy, key)
     budget = _sampling_budget(recipe, stage)
     if budget is not None:
         for problem in train:
             check_length(where, task, policy, problem, budget)
-    elif isinstance(stage, TextStage) and stage.data:
-        _check_corpus(where, stage, task, policy, key)
     return train
+
+
+def _check_texts(where: str, stage: TextStage, task: Task, policy: "Policy", key: Key) -> None:
+    """Raises a ForkpointError for a corpus that is not there, or whose texts do not fit the model."""
+    named = {where: stage.data} if stage.data else {}
+    if stage.mix is not None:
+        named[f"{where}: mix"] = stage.mix.data
+    for place, data in named.items():
+        if data_source(data)[1] is None:
+            _check_corpus(place, data, task, policy, key)
 
 
 def _sampling_budget(recipe: Recipe, stage: AnyStage) -> int | None:
     """Most tokens of the rollouts on training problems that a stage learns from; None for one of texts alone."""
     if isinstance(stage, RLStage | ForksStage):
         return stage.max_new_tokens
-    if not stage.data.startswith("rollouts:"):
-        return None
-    return evaluation_budget(recipe, recipe.get_stage(stage.data.removeprefix("rollouts:")))
+    source = data_source(stage.data)[1]
+    return None if source is None else evaluation_budget(recipe, recipe.get_stage(source))
 
 
 def check_length(where: str, task: Task, policy: "Policy", problem: Problem, budget: int) -> None:
@@ -197,14 +209,14 @@ def check_length(where: str, task: Task, policy: "Policy", problem: Problem, bud
         )
 
 
-def _check_corpus(where: str, stage: TextStage, task: Task, policy: "Policy", key: Key) -> None:
+def _check_corpus(where: str, data: str, task: Task, policy: "Policy", key: Key) -> None:
     from forkpoint.training.imitation import demonstration_example
 
-    if stage.data not in task.corpora:
-        raise RecipeError(unknown_name(f"{where}: data", stage.data, task.corpora))
-    texts = list(itertools.islice(task.corpus(stage.data, key), PROBED))
+    if data not in task.corpora:
+        raise RecipeError(unknown_name(f"{where}: data", data, task.corpora))
+    texts = list(itertools.islice(task.corpus(data, key), PROBED))
     if not texts:
-        raise TaskError(f"{where}: the corpus {stage.data} of {task.name} is empty.")
+        raise TaskError(f"{where}: the corpus {data} of {task.name} is empty.")
     for text in texts:
         length = len(demonstration_example(policy.texts, text).tokens)
         if length > policy.context_length:

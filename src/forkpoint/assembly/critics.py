@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Literal
 
 from forkpoint.assembly.tables import CREDIT_RULES, CRITIC_RULES
 from forkpoint.config.critic import CriticSettings
-from forkpoint.config.recipe import AnyStage, Recipe, RewardRule, RLStage, TabularPolicy
+from forkpoint.config.policies import TabularPolicy
+from forkpoint.config.recipe import AnyStage, Recipe, RewardRule, RLStage
 from forkpoint.errors import RecipeError
 from forkpoint.seeds import Key
 

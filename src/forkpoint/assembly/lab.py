@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forkpoint.assembly.tables import build_task
-from forkpoint.config.recipe import Recipe, TabularPolicy
+from forkpoint.config.policies import TabularPolicy
+from forkpoint.config.recipe import Recipe
 from forkpoint.errors import RecipeError
 from forkpoint.tasks.lab import Lab
 from forkpoint.theory.classes import golden_policy, optimal_policy, uniform_policy

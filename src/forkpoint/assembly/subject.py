@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from forkpoint.assembly.build import Assembly, build_policy, evaluation_budget
 from forkpoint.config.load import load_recipe
-from forkpoint.config.recipe import FolderPolicy, parent
+from forkpoint.config.policies import FolderPolicy
+from forkpoint.config.recipe import parent
 from forkpoint.errors import ForkpointError
 from forkpoint.probe import SampleRequest
 from forkpoint.records import Group, Problem
@@ -40,7 +41,7 @@ def stage_subject(
 
     assembly = Assembly(recipe=load_recipe(run / "recipe.toml"), origin=run, run=run)
     made = assembly.recipe.get_stage(stage)
-    task, policy = assembly.task(made), _last_policy(assembly, stage)
+    task, policy = assembly.task(made), last_policy(assembly, stage)
     key = Key.root(assembly.recipe.seed).child("audit", stage)
     budget = evaluation_budget(assembly.recipe, made)
     verifier = guarded(task.verify, fixed_length=getattr(task, "budget", None))
@@ -60,7 +61,8 @@ def stage_subject(
     return SubjectProbe(policy, sampler, verifier, plan=plan("policy"), groups=groups, base=other)
 
 
-def _last_policy(assembly: Assembly, stage: str) -> "Policy":
+def last_policy(assembly: Assembly, stage: str) -> "Policy":
+    """The policy of the last checkpoint of a stage; raises ForkpointError where there is none yet."""
     from forkpoint.store import latest_checkpoint, stage_folder
 
     found = latest_checkpoint(stage_folder(assembly.run, stage))
@@ -73,10 +75,10 @@ def _base_policy(assembly: Assembly, stage: str, base: tuple[Path, str] | None) 
     """The model that a stage is compared with; None for a stage that starts from nothing, or from what is not there."""
     if base is not None:
         run, name = base
-        return _last_policy(Assembly(recipe=load_recipe(run / "recipe.toml"), origin=run, run=run), name)
+        return last_policy(Assembly(recipe=load_recipe(run / "recipe.toml"), origin=run, run=run), name)
     name_before = parent(assembly.recipe.get_stage(stage))
     if name_before is not None:
-        return _last_policy(assembly, name_before)
+        return last_policy(assembly, name_before)
     if not isinstance(assembly.recipe.policy, FolderPolicy):
         return None
     try:

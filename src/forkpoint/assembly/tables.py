@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from forkpoint.config.load import validate
-from forkpoint.config.recipe import FolderPolicy
+from forkpoint.config.policies import FolderPolicy
 from forkpoint.errors import RecipeError, unknown_name
 from forkpoint.tasks.protocol import Task
 from forkpoint.verifiers.outside import OutsideTaskVerifier
@@ -21,9 +21,11 @@ TASKS: Mapping[str, str] = MappingProxyType(
         "keychain": "forkpoint.tasks.keychain",
         "arithmetic": "forkpoint.tasks.arithmetic",
         "countdown": "forkpoint.tasks.countdown",
+        "dialect": "forkpoint.tasks.dialect",
         "jsonl": "forkpoint.tasks.jsonl",
         "gym": "forkpoint.tasks.gym",
         "lab": "forkpoint.tasks.lab",
+        "quiz": "forkpoint.tasks.quiz",
     }
 )
 """Modules with `Settings` and `build(settings)`."""

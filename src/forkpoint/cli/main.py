@@ -26,6 +26,7 @@ COMMANDS = {
     "export": ("export:export", "Leave with a model or with the rollouts."),
     "task": ("task:app", "Look at problems, check a verifier, play by hand."),
     "audit": ("audit:app", "Audit a run or rollouts of any trainer; attack a scorer before a model does."),
+    "review": ("review:app", "Postmortems: find the hinge of a rollout, fix it, prove the fix by re-rollout."),
     "lab": ("lab:app", "The exact theory of backtracking."),
 }
 """Where each command is, in this package, and what it does: said here too, so that --help imports nothing."""

@@ -10,7 +10,8 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from forkpoint.config.recipe import FolderPolicy, ForksStage, Recipe, RLStage, TabularPolicy, TextStage, TinyPolicy
+from forkpoint.config.policies import FolderPolicy, TabularPolicy, TinyPolicy
+from forkpoint.config.recipe import ForksStage, Recipe, RLStage, TextStage
 from forkpoint.errors import RecipeError, unknown_name
 
 MAX_DEPTH = 32

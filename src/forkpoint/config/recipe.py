@@ -11,79 +11,16 @@ from forkpoint.config.critic import CriticSettings
 from forkpoint.config.curriculum import Curriculum
 from forkpoint.config.distillation import Distillation
 from forkpoint.config.forks import ForkSettings
+from forkpoint.config.policies import Policy
+from forkpoint.config.review import Mix, ReviewSettings
 from forkpoint.config.strict import Strict
 from forkpoint.errors import unknown_name
 
 MAX_ROLLOUTS = 1_000_000
 """Most rollouts of one batch: all of them are in memory at once."""
+ROLLOUT_DATA = ("rollouts", "samples", "edits")
+"""What `data` may say before `:STAGE`."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-
-
-class TinyPolicy(Strict):
-    """A small decoder built from these sizes, with a tokenizer made from the task's alphabet."""
-
-    kind: Literal["tiny"]
-    shape: Literal["qwen3", "llama"] = "qwen3"
-    """Architecture; `qwen3` normalizes queries and keys, which learns look-ups several times faster."""
-    layers: Annotated[int, Field(ge=1, le=24)] = 3
-    """Decoder layers, 1 to 24."""
-    width: Annotated[int, Field(ge=8, le=1024)] = 96
-    """Hidden size, 8 to 1024; a multiple of `heads`."""
-    heads: Annotated[int, Field(ge=1, le=32)] = 4
-    """Attention heads, 1 to 32; `width / heads` must be even."""
-    context: Annotated[int, Field(ge=8, le=8192)] = 256
-    """Most tokens of a prompt and its rollout together, 8 to 8192."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the weights."""
-    device: str = "cpu"
-    """Where the policy lives: `cpu`, `cuda`, `cuda:1`."""
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> "TinyPolicy":
-        if self.width % self.heads or (self.width // self.heads) % 2:
-            raise ValueError(f"width = {self.width} must be an even multiple of heads = {self.heads}")
-        return self
-
-
-class LoRA(Strict):
-    """Low-rank adapters (arXiv 2106.09685); needs the extra `lora`."""
-
-    rank: Annotated[int, Field(ge=1, le=512)] = 16
-    """Rank of the adapters, 1 to 512."""
-    alpha: Annotated[float, Field(gt=0)] = 32.0
-    """Scale of the adapters is alpha / rank."""
-    modules: str | tuple[str, ...] = "all-linear"
-    """Which modules get adapters."""
-
-
-class FolderPolicy(Strict):
-    """A causal language model in the Hugging Face format, in a local folder."""
-
-    kind: Literal["hf"]
-    path: str
-    """Folder, seen from the recipe's own; `package:NAME` is a model shipped with Forkpoint."""
-    lora: LoRA | None = None
-    """Train adapters instead of all weights."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format that the weights are loaded in, whatever the folder holds."""
-    device: str = "cpu"
-    """Where the policy lives: `cpu`, `cuda`, `cuda:1`."""
-
-
-class TabularPolicy(Strict):
-    """A policy over the moves of the task `lab`: a table of logits, or a transformer that begins as that table."""
-
-    kind: Literal["tabular"]
-    architecture: Literal["table", "transformer"] = "table"
-    """`table`: one logit for each legal move; `transformer`: one attention head over the last edges added to it."""
-    window: Annotated[int, Field(ge=1, le=1024)] = 8
-    """Edges that the transformer sees, 1 to 1024; a table sees the last one."""
-    start: str = "uniform"
-    """`uniform` (the pretrained policy), `golden`, `optimal`, or a policy file of the lab, seen from the recipe."""
-    dtype: Literal["float32", "float64"] = "float32"
-    """Number format of the weights."""
-    device: str = "cpu"
-    """Where the policy lives: `cpu`, `cuda`, `cuda:1`."""
 
 
 class Credit(Strict):
@@ -129,6 +66,8 @@ class Divergence(Strict):
 class RewardRule(Strict):
     """How a verdict becomes a reward."""
 
+    pays: Literal["correct", "score"] = "correct"
+    """What is paid: `correct`, the binary truth, or the verdict's score, which a task must then give."""
     length_penalty: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Taken off for a rollout of full length, in proportion for shorter ones; 0 to 1."""
 
@@ -216,23 +155,33 @@ class TextStage(StageBase):
 
     kind: Literal["pretrain", "sft"]
     data: str = ""
-    """A corpus of the task, or `rollouts:STAGE`: correct samples of a stage's final policy on training problems."""
+    """A corpus of the task, or fresh rollouts of a stage's final policy on training problems: `rollouts:STAGE` (the
+    correct ones), `samples:STAGE` (all of them), `edits:STAGE` (what their review made of them)."""
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 128
     """Texts per update."""
     examples: Annotated[int, Field(ge=1, le=10_000_000)] = 4096
-    """How many rollouts `rollouts:STAGE` samples; its correct ones are the data."""
+    """How many rollouts `rollouts:STAGE` and `samples:STAGE` draw."""
     order: Literal["shuffled", "descending_perplexity"] = "shuffled"
     """`descending_perplexity`: what surprises the policy that the stage starts from most comes first, in every pass;
-    only for `rollouts:STAGE`, since a corpus has no end."""
+    only for rollouts, since a corpus has no end."""
+    review: ReviewSettings | None = None
+    """How `edits:STAGE` reviews; without it the usual way."""
+    mix: Mix | None = None
+    """Other texts in every update, so that the policy keeps what it can."""
 
     @model_validator(mode="after")
     def _data_given(self) -> "TextStage":
         if self.updates and not self.data:
             raise ValueError("data is missing: name a corpus of the task or `rollouts:STAGE`")
-        if self.order != "shuffled" and not self.data.startswith("rollouts:"):
+        kind, source = data_source(self.data)
+        if self.order != "shuffled" and source is None:
             raise ValueError(
                 f"order = '{self.order}' needs data = 'rollouts:STAGE': the corpus '{self.data}' has no end"
             )
+        if self.review is not None and kind != "edits":
+            raise ValueError(f"review goes with data = 'edits:STAGE', not '{self.data}'")
+        if self.mix is not None and (data_source(self.mix.data)[0] == "edits" or self.order != "shuffled"):
+            raise ValueError("mix takes a corpus, rollouts or samples, and goes with order = 'shuffled'")
         return self
 
 
@@ -317,7 +266,6 @@ class ForksStage(ForkSettings, StageBase):
 
 AnyStage: TypeAlias = TextStage | RLStage | ForksStage
 Stage = Annotated[AnyStage, Field(discriminator="kind")]
-Policy = Annotated[TinyPolicy | FolderPolicy | TabularPolicy, Field(discriminator="kind")]
 
 
 class Recipe(Strict):
@@ -347,8 +295,7 @@ class Recipe(Strict):
             if stage.name in known:
                 raise ValueError(f"[[stage]] name = '{stage.name}' is given twice (`policy` is taken)")
             sources = [("from", stage.from_)]
-            if isinstance(stage, TextStage) and stage.data.startswith("rollouts:"):
-                sources.append(("data", stage.data.removeprefix("rollouts:")))
+            sources += [(key, name) for key, name in _drawn_from(stage)]
             for key, source in sources:
                 if source not in known:
                     where = f"[[stage]] '{stage.name}': the earlier stage {key}"
@@ -371,10 +318,28 @@ def parent(stage: AnyStage) -> str | None:
 
 def sources(stage: AnyStage) -> tuple[str, ...]:
     """The stages that must be done before this one, `policy` left out."""
-    names = [parent(stage)]
-    if isinstance(stage, TextStage) and stage.data.startswith("rollouts:"):
-        names.append(stage.data.removeprefix("rollouts:"))
+    names = [parent(stage), *(name for _, name in _drawn_from(stage))]
     return tuple(name for name in dict.fromkeys(names) if name is not None and name != "policy")
+
+
+def data_source(data: str) -> tuple[str, str | None]:
+    """How rollouts become texts and the stage that draws them; a corpus and None.
+
+    >>> data_source("edits:search"), data_source("golden")
+    (('edits', 'search'), ('golden', None))
+    """
+    kind, colon, stage = data.partition(":")
+    return (kind, stage) if colon and kind in ROLLOUT_DATA else (data, None)
+
+
+def _drawn_from(stage: AnyStage) -> list[tuple[str, str]]:
+    """The keys of a text stage that name stages whose policies sample its texts, with these stages."""
+    if not isinstance(stage, TextStage):
+        return []
+    named = [("data", data_source(stage.data)[1])]
+    if stage.mix is not None:
+        named.append(("mix.data", data_source(stage.mix.data)[1]))
+    return [(key, name) for key, name in named if name is not None]
 
 
 def rollout_budget(recipe: Recipe, stage: AnyStage) -> int | None:

@@ -164,7 +164,7 @@ def _as_text(row: Row) -> TextExample:
 def _expected(loop: Loop, count: int) -> tuple[str, ...]:
     """The texts that a corpus says are to be imitated; none for samples of another stage."""
     stage = loop.stage
-    if not isinstance(stage, TextStage) or stage.data.startswith("rollouts:") or stage.data not in loop.task.corpora:
+    if not isinstance(stage, TextStage) or stage.data not in loop.task.corpora:
         return ()
     stream = loop.task.corpus(stage.data, loop.key.child("texts", loop.done + 1))
     return tuple(text.text for text, _ in zip(stream, range(count), strict=False))

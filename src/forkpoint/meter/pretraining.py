@@ -83,7 +83,7 @@ def _trained(task: Task, plan: Pretraining, progress: Progress | None) -> Causal
         name="pretraining", kind="pretrain", updates=plan.updates, data=plan.corpus, batch_size=plan.batch_size,
         learning_rate=plan.learning_rate, warmup=min(20, plan.updates), schedule="constant",
     )  # fmt: skip
-    draw = corpus_draw(task, policy.texts, stage, key)
+    draw = corpus_draw(task, policy.texts, stage.data, key, count=stage.batch_size)
     training = TextTraining(stage=stage, policy=policy, optimization=Optimization(model, stage), draw=draw)
     for update in range(1, plan.updates + 1):
         training.unit(update)

@@ -159,6 +159,18 @@ def line_chart(curve: Curve, *, last: float, x_title: str = "update") -> Markup:
     return drawing(204, f"{curve.title} against updates for {stages}", *_axes(frame, x_title, curve.unit), *body)
 
 
+def value_chart(line: Line, *, length: int, hinge: tuple[int, int] | None) -> Markup:
+    """The value of a rollout over the tokens that were kept of it (its `updates`), its hinge as a band across."""
+    frame = Frame(left=40, right=WIDTH - 14, top=24, bottom=140, x=(0.0, float(max(length, 1))), y=(0.0, 1.0))
+    parts = _axes(frame, "tokens kept", "share of continuations that end correct")
+    if hinge is not None:
+        left, right = frame.at_x(hinge[0]), max(frame.at_x(hinge[1]), frame.at_x(hinge[0]) + 2)
+        told = element("title", f"hinge: tokens {hinge[0]} to {hinge[1] - 1}")
+        parts.insert(0, element("rect", told, x=left, y=frame.top, width=right - left,
+                                height=frame.bottom - frame.top, class_="hinge"))  # fmt: skip
+    return drawing(174, "Value against tokens kept", *parts, *_stage_line(frame, line))
+
+
 def _limits(curve: Curve) -> tuple[float, float]:
     if curve.metric in SHARES:
         return 0.0, 1.0
@@ -182,7 +194,7 @@ def _stage_line(frame: Frame, line: Line) -> list[Markup]:
         parts.append(_path(points, f"curve {color}"))
     if line.intervals or len(points) == 1:
         for place, (x, y) in enumerate(points):
-            told = f"{line.stage}, update {line.updates[place]:g}: {line.values[place]:.3g}"
+            told = f"{line.stage}, {line.axis} {line.updates[place]:g}: {line.values[place]:.3g}"
             told += "" if not line.intervals else " [{:.3g}, {:.3g}]".format(*line.intervals[place])
             parts.append(element("circle", element("title", told), cx=x, cy=y, r=3.2, class_=f"dot {color}"))
     return parts

@@ -44,6 +44,8 @@ class Line:
     """Updates averaged in each point."""
     dropped: int = 0
     """Values left out because they were not finite."""
+    axis: str = "update"
+    """What `updates` count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from forkpoint.records import Finding, Severity
 from forkpoint.report.arms import Arm, arms, compare_with_parents, resolved_recipe
 from forkpoint.report.charts import Dot, color_class, dot_chart, length_chart, line_chart
 from forkpoint.report.curves import Curve, learning_curves, length_histograms
+from forkpoint.report.postmortems import PostmortemView, postmortems
 from forkpoint.report.rollouts import ExampleView, GroupView, examples, outcome_mark, training_groups
 from forkpoint.report.statistics import Difference
 from forkpoint.report.summary import (
@@ -82,6 +83,9 @@ class RunPage:
     lengths: Sequence[tuple[str, int, Markup]]
     groups: Mapping[str, Sequence[GroupView]]
     examples: Sequence[ExampleView]
+    postmortems: Sequence[PostmortemView]
+    reviewed: int
+    """Rollouts that have a postmortem, shown or not."""
     stages: Sequence[StageRow]
     health: Sequence[tuple[str, int, Sequence[Finding], int]]
     """Stage, slot, its findings with the worst first, and how many more there are."""
@@ -192,6 +196,7 @@ def _run_page(reader: RunReader, prefix: str) -> RunPage:
     histograms = length_histograms(reader, found)
     top = max((a + b for chart in histograms for a, b in zip(chart.solved, chart.unsolved, strict=True)), default=1.0)
     status, status_text = run_status(stages)
+    told, reviewed = postmortems(reader, texts, prefix)
     events, last = reader.events(), float(max((stage.updates_done for stage in stages), default=0))
     return RunPage(
         prefix=prefix,
@@ -212,6 +217,8 @@ def _run_page(reader: RunReader, prefix: str) -> RunPage:
         lengths=[(chart.arm, chart.slot, length_chart(chart, top=1.05 * top)) for chart in histograms],
         groups=groups,
         examples=shown,
+        postmortems=told,
+        reviewed=reviewed,
         stages=[
             StageRow(
                 stage=stage,

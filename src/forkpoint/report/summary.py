@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from forkpoint.config import Recipe
-from forkpoint.config.recipe import FolderPolicy, ForksStage, TabularPolicy, TextStage
+from forkpoint.config.policies import FolderPolicy, TabularPolicy
+from forkpoint.config.recipe import ForksStage, TextStage
 from forkpoint.report.arms import Arm, arms, arms_json, compare_with_parents, resolved_recipe
 from forkpoint.report.curves import learning_curves, length_histograms
 from forkpoint.store import RunReader, StageRecord, StageStatus

@@ -78,7 +78,7 @@ class Review:
     first_error: Claim | None
     """The first significant drop of a failure.  None: unsupported."""
     wasted: tuple[Span, ...] = ()
-    cost: Mapping[str, float] = field(default_factory=lambda: NO_COST)
+    cost: Mapping[str, float] = field(default_factory=lambda: dict(NO_COST))
     """`sampled_tokens`, `verifier_calls`."""
 
 
@@ -102,7 +102,7 @@ class Verification:
     """Difference of the two shares on fresh rollouts, drawn after acceptance."""
     interval: tuple[float, float] | None = None
     """95 %, of the lift."""
-    cost: Mapping[str, float] = field(default_factory=lambda: NO_COST)
+    cost: Mapping[str, float] = field(default_factory=lambda: dict(NO_COST))
 
 
 def make_edit(rollout_id: str, kind: EditKind, start: int, end: int, text: str, source: str) -> Edit:

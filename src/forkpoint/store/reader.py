@@ -251,6 +251,14 @@ class RunReader:
         for _, members in groupby(rows, key=lambda row: (row["stage"], row["purpose"], row["group_id"])):
             yield self._group([rollout_from(row) for row in members])
 
+    def group_of(self, rollout_id: str) -> Group:
+        """The group that a kept rollout is in; StoreError where it was not kept."""
+        one = self.rollout(rollout_id)
+        query = """SELECT rollouts.* FROM rollouts JOIN rollouts AS one ON one.id = ? WHERE
+            rollouts.group_id = one.group_id AND rollouts.stage = one.stage AND rollouts.purpose = one.purpose
+            AND rollouts.update_number = one.update_number ORDER BY rollouts.position"""
+        return self._group([rollout_from(row) for row in self._rows(query, one.id)])
+
     def _group(self, rollouts: list[Rollout]) -> Group:
         verdicts = [self.verdict(rollout.id) for rollout in rollouts]
         query = "SELECT * FROM credits WHERE rollout_id = ?"

@@ -217,6 +217,17 @@ class RunWriter:
             rows = [edit_row(edit, last + place) for place, edit in enumerate(edits, start=1)]
             _insert(self._connection, "edits", rows, verb="INSERT OR IGNORE")
 
+    def keep_review(
+        self, groups: Sequence[Group], reviews: Sequence[Review], edits: Sequence[Edit],
+        verifications: Sequence[Verification], *, stage: str,
+    ) -> None:  # fmt: skip
+        """Write the review that a stage begins with; one that is there already stays, for a resume makes it again."""
+        query = "SELECT count(*) FROM rollouts WHERE stage = ? AND purpose = 'review'"
+        if not self._connection.execute(query, (stage,)).fetchone()[0]:
+            self.record_rollouts(groups, stage=stage, update=0, purpose="review")
+        self.record_reviews(reviews, edits)
+        self.record_verifications(verifications)
+
     def record_verifications(self, verifications: Sequence[Verification]) -> None:
         """Write what re-rollouts said of stored edits."""
         with transaction(self._connection, "verifications"):

@@ -89,24 +89,23 @@ def rollout_example(rollout: Rollout) -> TextExample:
     )
 
 
-def corpus_draw(task: Task, texts: Texts, stage: TextStage, key: Key) -> Draw:
-    """Texts of a corpus, a fresh stretch of it for each update."""
+def corpus_draw(task: Task, texts: Texts, data: str, key: Key, *, count: int) -> Draw:
+    """`count` texts of a corpus, a fresh stretch of it for each update."""
 
     def draw(update: int) -> list[TextExample]:
-        stream = task.corpus(stage.data, key.child("texts", update))
-        return [demonstration_example(texts, text) for text in itertools.islice(stream, stage.batch_size)]
+        stream = task.corpus(data, key.child("texts", update))
+        return [demonstration_example(texts, text) for text in itertools.islice(stream, count)]
 
     return draw
 
 
-def pool_draw(pool: Sequence[TextExample], stage: TextStage, key: Key) -> Draw:
-    """Texts of a fixed pool, every one once before any comes again."""
+def pool_draw(pool: Sequence[TextExample], key: Key, *, count: int) -> Draw:
+    """`count` texts of a fixed pool, every one once before any comes again."""
 
     def draw(update: int) -> list[TextExample]:
-        places = range((update - 1) * stage.batch_size, update * stage.batch_size)
         orders: dict[int, np.ndarray] = {}
         chosen = []
-        for place in places:
+        for place in range((update - 1) * count, update * count):
             epoch, position = divmod(place, len(pool))
             if epoch not in orders:
                 orders[epoch] = key.child("order", epoch).generator().permutation(len(pool))
@@ -116,8 +115,19 @@ def pool_draw(pool: Sequence[TextExample], stage: TextStage, key: Key) -> Draw:
     return draw
 
 
-def correct_rollouts(task: Task, texts: Texts, probe: Probe, plan: SamplePlan, *, count: int) -> list[TextExample]:
-    """The correct ones of `count` fresh rollouts on training problems, one rollout a problem."""
+def joined_draw(first: Draw, second: Draw) -> Draw:
+    """The texts of both."""
+
+    def draw(update: int) -> list[TextExample]:
+        return [*first(update), *second(update)]
+
+    return draw
+
+
+def sampled_texts(
+    task: Task, texts: Texts, probe: Probe, plan: SamplePlan, *, count: int, correct: bool = True
+) -> list[TextExample]:
+    """`count` fresh rollouts on training problems, one a problem; of these the correct ones, or all of them."""
     problems = split_problems(task, plan.key.child("problems"), count, evaluation=False)
     groups = judged_groups(probe, task, texts, problems, plan)
-    return [rollout_example(group.rollouts[0]) for group in groups if group.verdicts[0].correct]
+    return [rollout_example(group.rollouts[0]) for group in groups if group.verdicts[0].correct or not correct]

@@ -1,0 +1,119 @@
+"""The texts of a stage: a corpus, or what a stage's final policy writes on training problems, reviewed or not."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from forkpoint.assembly.build import STAND_INS, Assembly, evaluation_budget
+from forkpoint.config.recipe import ForksStage, RLStage, TextStage, data_source
+from forkpoint.config.review import ReviewSettings
+from forkpoint.errors import RecipeError
+from forkpoint.records import TextExample
+from forkpoint.seeds import Key
+from forkpoint.tasks.protocol import Task, split_problems
+
+if TYPE_CHECKING:
+    from forkpoint.policies.protocol import Policy
+    from forkpoint.policies.texts import Texts
+    from forkpoint.store import RunWriter
+    from forkpoint.training.imitation import Draw
+    from forkpoint.training.rollouts import SamplePlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSource:
+    """What the texts of a stage are made from."""
+
+    assembly: Assembly
+    stage: TextStage
+    task: Task
+    texts: "Texts"
+    writer: "RunWriter | None"
+    """Keeps what a review found."""
+
+    @property
+    def key(self) -> Key:
+        """Names the run and the stage."""
+        return Key.root(self.assembly.recipe.seed).child(self.stage.name)
+
+
+def text_draw(source: TextSource) -> "Draw":
+    """The texts of each update.
+
+    Raises:
+        RecipeError: nothing is left to imitate.
+    """
+    from forkpoint.training.imitation import joined_draw
+
+    stage = source.stage
+    if stage.mix is None:
+        return _draw(source, stage.data, source.key, count=stage.batch_size)
+    others = min(max(1, round(stage.mix.share * stage.batch_size)), stage.batch_size - 1)
+    first = _draw(source, stage.data, source.key, count=stage.batch_size - others)
+    return joined_draw(first, _draw(source, stage.mix.data, source.key.child("mix"), count=others))
+
+
+def _draw(source: TextSource, data: str, key: Key, *, count: int) -> "Draw":
+    """`count` texts of one kind for each update."""
+    from forkpoint.training.imitation import corpus_draw, pool_draw
+    from forkpoint.training.ordering import perplexity_draw
+
+    if data_source(data)[1] is None:
+        return corpus_draw(source.task, source.texts, data, key, count=count)
+    pool = _pool(source, data, key.child("teacher"))
+    if source.stage.order == "shuffled":
+        return pool_draw(pool, key, count=count)
+    # By the perplexity under the weights that the stage starts from, also after a resume.
+    assembly = source.assembly
+    start = assembly._policy(assembly._parent(source.stage))
+    return perplexity_draw(pool, assembly._probe(start, source.task)[0], source.stage)
+
+
+def _pool(source: TextSource, data: str, key: Key) -> list[TextExample]:
+    """What the final policy of another stage writes, judged and perhaps reviewed."""
+    from forkpoint.training.imitation import sampled_texts
+    from forkpoint.training.rollouts import SamplePlan
+
+    assembly, stage = source.assembly, source.stage
+    kind, name = data_source(data)
+    drawing = assembly.recipe.get_stage(str(name))
+    teacher = assembly._policy(None if assembly.unrun else assembly._final_checkpoint(drawing.name))
+    usual = assembly.recipe.evaluation.temperature
+    plan = SamplePlan(
+        key=key, stage=stage.name, update=0, group_size=1, max_new_tokens=evaluation_budget(assembly.recipe, drawing),
+        temperature=drawing.temperature if isinstance(drawing, RLStage | ForksStage) else usual,
+    )  # fmt: skip
+    if assembly.unrun:
+        return _stand_ins(source, teacher, plan)
+    if kind == "edits":
+        return _edits(source, teacher, plan)
+    probe = assembly._probe(teacher, source.task)[0]
+    pool = sampled_texts(source.task, teacher.texts, probe, plan, count=stage.examples, correct=kind == "rollouts")
+    if not pool:
+        raise RecipeError(f"stage '{stage.name}': none of {stage.examples} rollouts of '{drawing.name}' was correct.")
+    return pool
+
+
+def _stand_ins(source: TextSource, teacher: "Policy", plan: "SamplePlan") -> list[TextExample]:
+    """What the policy writes, right or wrong, where there is no teacher yet."""
+    from forkpoint.training.imitation import rollout_example
+    from forkpoint.training.rollouts import judged_groups
+
+    problems = split_problems(source.task, plan.key.child("problems"), STAND_INS, evaluation=False)
+    probe = source.assembly._probe(teacher, source.task)[0]
+    groups = judged_groups(probe, source.task, teacher.texts, problems, plan)
+    return [rollout_example(group.rollouts[0]) for group in groups]
+
+
+def _edits(source: TextSource, teacher: "Policy", plan: "SamplePlan") -> list[TextExample]:
+    """What the review of the teacher's rollouts made of them; the store keeps rollouts, reviews and edits."""
+    from forkpoint.training.reviewing import reviewed
+
+    stage, writer = source.stage, source.writer
+    probe = source.assembly.branching_probe(teacher, source.task, plan.key, plan.max_new_tokens)
+    found = reviewed(probe, source.task, teacher.texts, stage.review or ReviewSettings(), plan)
+    if writer is not None:
+        writer.keep_review(found.groups, found.reviews, found.edits, found.verifications, stage=stage.name)
+        writer.event("review", found.line, stage=stage.name)
+    if not found.examples:
+        raise RecipeError(f"stage '{stage.name}': {found.line}; nothing is left to imitate.")
+    return list(found.examples)

@@ -1,0 +1,50 @@
+"""What a stage with `edits:STAGE` needs of its task, found before anything runs."""
+
+from forkpoint.config.recipe import TextStage, data_source
+from forkpoint.config.review import ReviewSettings
+from forkpoint.errors import RecipeError
+from forkpoint.probe import Markable, Privileged, Relabelable, Solver, Stateful
+from forkpoint.records import Problem
+from forkpoint.tasks.protocol import Task
+
+
+def check_review(where: str, stage: TextStage, task: Task, problem: Problem, *, tabular: bool) -> None:
+    """Nothing for a stage whose review can be held.
+
+    Raises:
+        RecipeError: the task or the policy lacks what it needs; names what would work.
+        TaskError: the task's settings forbid it.
+    """
+    if data_source(stage.data)[0] != "edits":
+        return
+    if tabular:
+        raise RecipeError(f"{where}: data = '{stage.data}' needs a causal language model, not a tabular policy.")
+    settings = stage.review or ReviewSettings()
+    lacks = _lacking(settings, task)
+    if lacks:
+        able = [edit for edit in ("keep", "prune", "summarise", "relabel") if not _lacking(_only(edit), task)]
+        raise RecipeError(
+            f"{where}: review.edit = '{settings.edit}' needs {lacks}, which the task {task.name} lacks; it can do "
+            f"{', '.join([*able, 'fix with the source sibling'])}."
+        )
+    if settings.edit == "summarise" and isinstance(task, Markable):
+        task.dead_end_mark(problem, "", task.solve(problem))
+
+
+def _only(edit: str) -> ReviewSettings:
+    return ReviewSettings.model_validate({"edit": edit})
+
+
+def _lacking(settings: ReviewSettings, task: Task) -> str:
+    """What the task lacks; empty where nothing is missing."""
+    if settings.edit == "relabel":
+        return "" if isinstance(task, Relabelable) else "`reached`"
+    if settings.edit == "summarise" and not isinstance(task, Markable):
+        return "`dead_end_mark`"
+    if settings.edit in ("prune", "summarise"):
+        return "" if isinstance(task, Stateful) else "`state`"
+    if settings.edit == "fix" and "solver" in settings.sources and not isinstance(task, Solver):
+        return "`right_step` (source solver)"
+    # Without the policy's own proposals there may still be those of siblings.
+    alone = settings.edit == "fix" and settings.sources == ("policy",)
+    return "`privileged_prompt` (source policy)" if alone and not isinstance(task, Privileged) else ""

@@ -1,0 +1,81 @@
+"""What a review of a stage is held with: its last weights, and rollouts of it on training problems."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forkpoint.assembly.build import Assembly, evaluation_budget
+from forkpoint.assembly.subject import last_policy
+from forkpoint.config.load import load_recipe
+from forkpoint.config.recipe import ForksStage, RLStage
+from forkpoint.errors import ForkpointError
+from forkpoint.records import Group
+from forkpoint.seeds import Key
+from forkpoint.store import RunReader, latest_checkpoint, stage_folder
+from forkpoint.store.checkpoints import checkpoint_update
+from forkpoint.tasks.protocol import Task, split_problems
+
+if TYPE_CHECKING:
+    from forkpoint.policies.protocol import Policy
+    from forkpoint.probing.local import LocalProbe
+
+TRAIN, REVIEW = "train", "review"
+"""Purposes of rollouts that may be reviewed: those of the stage, and fresh ones drawn for a review."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Reviewer:
+    """The stage under review."""
+
+    run: Path
+    stage: str
+    update: int
+    """Of the weights that answer."""
+    task: Task
+    policy: "Policy"
+    probe: "LocalProbe"
+    key: Key
+    max_new_tokens: int
+    temperature: float
+
+    def stored(self, *, fresh: bool) -> Iterator[Group]:
+        """The rollouts that may be reviewed, the latest update first; with `fresh` those of earlier reviews alone."""
+        with RunReader(self.run) as reader:
+            for purpose in (REVIEW,) if fresh else (TRAIN, REVIEW):
+                for update in reversed(reader.kept_updates(self.stage, purpose)):
+                    yield from reader.groups(self.stage, update, purpose)
+
+    def draw(self, problems: int, group_size: int, *, number: int) -> list[Group]:
+        """Fresh rollouts on training problems; `number` tells the draws of one stage apart."""
+        from forkpoint.training.rollouts import SamplePlan, judged_groups
+
+        key = self.key.child("rollouts", number)
+        plan = SamplePlan(
+            key=key, stage=self.stage, update=self.update, group_size=group_size, max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+        )  # fmt: skip
+        drawn = split_problems(self.task, key.child("problems"), problems, evaluation=False)
+        return judged_groups(self.probe, self.task, self.policy.texts, drawn, plan)
+
+
+def stage_reviewer(run: Path, stage: str) -> Reviewer:
+    """The last checkpoint of a stage, ready to continue and to judge rollouts.
+
+    Raises:
+        ForkpointError: there is no checkpoint yet.
+    """
+    assembly = Assembly(recipe=load_recipe(run / "recipe.toml"), origin=run, run=run)
+    made = assembly.recipe.get_stage(stage)
+    policy, task = last_policy(assembly, stage), assembly.task(made)
+    found = latest_checkpoint(stage_folder(run, stage))
+    if found is None:
+        raise ForkpointError(f"stage '{stage}' of {run} has no checkpoint any more.")
+    key = Key.root(assembly.recipe.seed).child("review", stage)
+    budget = evaluation_budget(assembly.recipe, made)
+    return Reviewer(
+        run=run, stage=stage, update=checkpoint_update(found), task=task, policy=policy, key=key, max_new_tokens=budget,
+        probe=assembly.branching_probe(policy, task, key.child("probe"), budget),
+        temperature=made.temperature if isinstance(made, RLStage | ForksStage)
+        else assembly.recipe.evaluation.temperature,
+    )  # fmt: skip

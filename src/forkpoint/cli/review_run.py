@@ -1,0 +1,236 @@
+"""The two commands of `review` that ask models: what they ask, what they say while they do, what they store."""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forkpoint.assembly.reviewer import REVIEW, Reviewer, stage_reviewer
+from forkpoint.cli.output import print_json, visible
+from forkpoint.errors import RecipeError, unknown_name
+from forkpoint.records import Edit, Group
+from forkpoint.review.conduct import GATE_PROBLEMS, Conduct, failures, held, looks, verified
+from forkpoint.review.gate import HintGate, hint_gate
+from forkpoint.review.hinge_search import Localisation
+from forkpoint.review.postmortem import Verification
+from forkpoint.review.repair import POLICY, SIBLING, SOLVER, Proposer
+from forkpoint.review.verify import Trials
+from forkpoint.store import RunReader, RunWriter
+
+if TYPE_CHECKING:
+    pass
+
+TOGETHER = 4
+"""Groups reviewed between two writes to the store."""
+TESTED_TOGETHER = 64
+"""Proposals among which false discoveries are counted; one write to the store."""
+DRAWN = 16
+"""Problems of one draw of fresh rollouts."""
+GROUP = 8
+"""Rollouts of each."""
+KEY = "FORKPOINT_CHAT_KEY"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What `review propose` was asked for."""
+
+    stage: str
+    rollouts: int
+    fresh: bool
+    successes: bool
+    sources: str
+    chat: str
+    budget: int
+    min_drop: float
+
+
+def propose_run(run: Path, asked: Asked, *, as_json: bool) -> int:
+    """Reviews rollouts, some groups at a time, and stores what was found."""
+    sources = _sources(asked.sources)
+    ask = _chat(asked.chat)
+    reviewer = stage_reviewer(run, asked.stage or usual_stage(run))
+    with RunReader(run) as reader:
+        known = {review.rollout_id for review in reader.reviews()}
+    _tell(f"{reviewer.stage}: weights of update {reviewer.update}; at most {asked.budget} tokens of continuations")
+    conduct = Conduct(
+        max_new_tokens=reviewer.max_new_tokens, temperature=reviewer.temperature, sources=sources,
+        localisation=Localisation(min_drop=asked.min_drop),
+    )  # fmt: skip
+    gate: HintGate | None = None
+    done = hinges = proposals = spent = 0
+    with RunWriter.open(run) as writer:
+        for groups, chosen in _portions(reviewer, asked, known, writer):
+            if POLICY in sources and not asked.successes and gate is None:
+                gate = _gate(reviewer, groups)
+            left = asked.budget - spent
+            found = held(
+                groups, reviewer.probe, only=frozenset(chosen), key=reviewer.key, gate=gate, ask=ask,
+                conduct=replace(conduct, localisation=replace(conduct.localisation, budget=left)),
+            )  # fmt: skip
+            spent += int(sum(review.cost["sampled_tokens"] for review in found.reviews))
+            # What the budget cut short without a result stays to be reviewed.
+            reviews = [review for review in found.reviews if review.hinge is not None or spent < asked.budget]
+            writer.record_reviews(reviews, found.edits)
+            done += len(reviews)
+            hinges += sum(review.hinge is not None for review in found.reviews)
+            proposals += len(found.edits)
+            for drop in found.dropped:
+                if drop.source in ask:
+                    _tell(f"{drop.source}: dropped, {drop.reason}")
+            _tell(f"{done} rollouts, {hinges} hinges, {proposals} proposals, {spent} tokens")
+            if spent >= asked.budget:
+                _tell("the budget is spent")
+                break
+    summary = {"stage": reviewer.stage, "reviewed": done, "hinges": hinges, "proposals": proposals, "tokens": spent}
+    if as_json:
+        print_json({**summary, "gate": None if gate is None else gate.line})
+    elif not done:
+        print("nothing was left to review; --fresh draws new rollouts")
+    else:
+        print(f"{done} rollouts reviewed, {hinges} hinges found, {proposals} fixes proposed")
+        if proposals:
+            print(f"next: forkpoint review verify {run}")
+    return 0
+
+
+def _portions(
+    reviewer: Reviewer, asked: Asked, known: set[str], writer: RunWriter
+) -> Iterator[tuple[list[Group], list[str]]]:
+    """Whole groups with the rollouts of them that are to be reviewed now."""
+    left = asked.rollouts
+    waiting: list[tuple[Group, list[str]]] = []
+    for group in _candidates(reviewer, asked, writer):
+        chosen = [name for name in _worth(group, successes=asked.successes) if name not in known][:left]
+        if chosen:
+            waiting.append((group, chosen))
+            left -= len(chosen)
+        if waiting and (len(waiting) == TOGETHER or not left):
+            yield [each for each, _ in waiting], [name for _, names in waiting for name in names]
+            waiting = []
+        if not left:
+            return
+    if waiting:
+        yield [each for each, _ in waiting], [name for _, names in waiting for name in names]
+
+
+def _candidates(reviewer: Reviewer, asked: Asked, writer: RunWriter) -> Iterator[Group]:
+    """Stored groups, then fresh ones where they were asked for or where the stage kept none."""
+    found = 0
+    for group in reviewer.stored(fresh=asked.fresh):
+        found += 1
+        yield group
+    if not asked.fresh and found:
+        return
+    # Problems without a success or a failure give nothing to review, so more are drawn than can be used.
+    for number in range(1, 1 + max(1, asked.rollouts)):
+        with RunReader(reviewer.run) as reader:
+            seen = {group.problem.key for group in reader.groups(reviewer.stage, reviewer.update, REVIEW)}
+        drawn = [group for group in reviewer.draw(DRAWN, GROUP, number=number) if group.problem.key not in seen]
+        if drawn:
+            writer.record_rollouts(drawn, stage=reviewer.stage, update=reviewer.update, purpose=REVIEW)
+            yield from drawn
+
+
+def _worth(group: Group, *, successes: bool) -> list[str]:
+    if successes:
+        return [r.id for r, verdict in zip(group.rollouts, group.verdicts, strict=True) if verdict.correct]
+    return failures([group], len(group.rollouts))
+
+
+def _gate(reviewer: Reviewer, groups: Sequence[Group]) -> HintGate:
+    """Asked once a call; says on standard error what it found."""
+    from forkpoint.tasks.protocol import split_problems
+
+    problems = split_problems(reviewer.task, reviewer.key.child("gate"), GATE_PROBLEMS, evaluation=False)
+    found = hint_gate(
+        problems or [group.problem for group in groups], reviewer.probe, key=reviewer.key,
+        max_new_tokens=reviewer.max_new_tokens, temperature=reviewer.temperature,
+    )  # fmt: skip
+    _tell(found.line)
+    return found
+
+
+def verify_run(run: Path, *, continuations: int, level: float, budget: int, as_json: bool) -> int:
+    """Tries every proposal that waits, stage by stage, and stores what came of it."""
+    with RunReader(run) as reader:
+        waiting = [stored.edit for stored in reader.edits() if stored.verification is None]
+        by_stage: dict[str, list[Edit]] = {}
+        for edit in waiting:
+            by_stage.setdefault(reader.rollout(edit.rollout_id).stage, []).append(edit)
+    _tell(f"{len(waiting)} proposals wait; at most {budget} tokens")
+    told: list[Verification] = []
+    spent = 0
+    with RunWriter.open(run) as writer:
+        for stage, edits in by_stage.items():
+            reviewer = stage_reviewer(run, stage)
+            for start in range(0, len(edits), TESTED_TOGETHER):
+                part = edits[start : start + TESTED_TOGETHER]
+                trials = Trials(
+                    max_new_tokens=reviewer.max_new_tokens, looks=looks(continuations), level=level, fresh=continuations,
+                    budget=budget - spent,
+                )  # fmt: skip
+                found = verified(part, _homes(run, part), reviewer.probe, trials=trials, key=reviewer.key, best=False)
+                writer.record_verifications(found)
+                told += found
+                spent += int(sum(each.cost["sampled_tokens"] for each in found))
+                _tell(f"{len(told)} of {len(waiting)}: {sum(e.accepted for e in told)} accepted, {spent} tokens")
+                if spent >= budget:
+                    _tell("the budget is spent")
+                    break
+    accepted = sum(each.accepted for each in told)
+    if as_json:
+        print_json({"tried": len(told), "accepted": accepted, "tokens": spent, "waiting": len(waiting) - len(told)})
+    elif not waiting:
+        print(f"nothing waits to be tried: forkpoint review propose {run}")
+    else:
+        print(f"{accepted} of {len(told)} fixes accepted: forkpoint review list {run}, forkpoint report {run}")
+    return 0
+
+
+def _homes(run: Path, edits: Sequence[Edit]) -> list[Group]:
+    """The groups of the rollouts that edits are of."""
+    with RunReader(run) as reader:
+        groups = [reader.group_of(name) for name in dict.fromkeys(edit.rollout_id for edit in edits)]
+    return list({group.rollouts[0].id: group for group in groups}.values())
+
+
+def usual_stage(run: Path) -> str:
+    """The last RL stage with updates, else the last stage.
+
+    Raises:
+        RecipeError: the run has no stage.
+    """
+    with RunReader(run) as reader:
+        stages = [stage for stage in reader.stages() if stage.updates_done]
+    if not stages:
+        raise RecipeError(f"{run} has no stage that has made an update.")
+    of_rl = [stage.name for stage in stages if stage.kind == "rl"]
+    return of_rl[-1] if of_rl else stages[-1].name
+
+
+def _sources(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        if name not in (POLICY, SIBLING, SOLVER):
+            raise RecipeError(unknown_name("--sources", name, (POLICY, SIBLING, SOLVER)))
+    return names
+
+
+def _chat(text: str) -> Mapping[str, Proposer]:
+    """The chat model of `URL#MODEL`, under its name."""
+    if not text:
+        return {}
+    from forkpoint.integrations.chat import ChatSettings, chat_proposer
+
+    url, _, model = text.partition("#")
+    if not url or not model:
+        raise RecipeError(f"--chat = '{text}' must be URL#MODEL, such as http://localhost:8000/v1#qwen.")
+    settings: ChatSettings = ChatSettings(url=url, model=model, api_key=os.environ.get(KEY, ""))
+    return {model: chat_proposer(settings)}
+
+
+def _tell(line: str) -> None:
+    print(visible(line), file=sys.stderr, flush=True)

@@ -1,0 +1,46 @@
+"""What a recipe may say of a review: which rollouts, which edits, how they are verified."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from forkpoint.config.strict import Strict
+
+
+class ReviewSettings(Strict):
+    """Fresh rollouts of a stage's final policy on training problems, reviewed (docs/review.md)."""
+
+    problems: Annotated[int, Field(ge=1, le=65_536)] = 64
+    """Training problems whose rollouts are reviewed."""
+    group_size: Annotated[int, Field(ge=2, le=4096)] = 8
+    """Rollouts of each, at least 2."""
+    edit: Literal["fix", "keep", "prune", "summarise", "relabel"] = "fix"
+    """`fix`: failures up to their hinge, with a verified step in its place.  `keep`, `prune`, `summarise`: successes
+    with their dead ends as they are, cut out, or as one marked step each.  `relabel`: failures at the goal that they
+    did reach."""
+    sources: Annotated[tuple[Literal["policy", "sibling", "solver"], ...], Field(min_length=1)] = ("policy", "sibling")
+    """Who proposes a fix: the policy with the answer in its prompt, a correct rollout of the same problem, or the
+    task's own solver, which a real task does not have."""
+    failures: Annotated[int, Field(ge=1, le=4096)] = 2
+    """Failures that are looked into of each problem that was solved at least once."""
+    continuations: Annotated[int, Field(ge=4, le=4096)] = 32
+    """Most rollouts after the fix, and as many after a step drawn anew, in the test of a fix; 4 to 4096."""
+    fresh: Annotated[int, Field(ge=1, le=4096)] = 32
+    """Rollouts of each arm behind the reported lift of an accepted fix; they decide nothing but that it is above 0."""
+    budget: Annotated[int, Field(ge=0, le=10_000_000_000)] = 200_000
+    """Most tokens that the review samples beside the rollouts."""
+    false_discovery: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Expected share of useless fixes among the accepted ones."""
+    min_drop: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Smallest loss of the chance of success that is looked for."""
+    prefix: bool = True
+    """Imitate the prefix of a fix too; `false`: the fix alone."""
+
+
+class Mix(Strict):
+    """Texts beside the data of a stage."""
+
+    data: Annotated[str, Field(min_length=1)]
+    """A corpus of the task, `rollouts:STAGE` or `samples:STAGE`."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Of the texts of every update, above 0 and below 1."""

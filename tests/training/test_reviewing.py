@@ -1,0 +1,201 @@
+"""Stages that learn from reviewed rollouts: what their texts are, what the store keeps, and an exact resume."""
+
+import sqlite3
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from tiny_runs import BASE, HEAD, RL, After, differences, finished, make_run, resume, status, tiny_recipe
+
+from forkpoint.assembly import Assembly
+from forkpoint.assembly.checks import check_recipe
+from forkpoint.assembly.pools import TextSource, text_draw
+from forkpoint.cli.worker import work
+from forkpoint.errors import RecipeError
+from forkpoint.store import RunReader
+
+QUICK = ("doctor.before=false", "doctor.every=0")
+LEARN = """
+[[stage]]
+name = "learn"
+kind = "sft"
+from = "base"
+data = "DATA"
+examples = 40
+updates = 3
+batch_size = 8
+warmup = 0
+checkpoint_every = 1
+"""
+REVIEW = '[stage.review]\nproblems = 24\ngroup_size = 4\nedit = "EDIT"\n'
+
+
+def recipe_of(data, *more, edit=None, head=HEAD):
+    text = LEARN.replace("DATA", data) + "".join(more) + (REVIEW.replace("EDIT", edit) if edit else "")
+    return tiny_recipe(BASE, text, overrides=QUICK, head=head)
+
+
+def pool_of(tmp_path, recipe, updates=12):
+    """The texts of some updates, each once, as (prompt and text, imitated)."""
+    assembly = finished(tmp_path / "run", recipe)
+    stage = recipe.get_stage("learn")
+    policy = assembly._policy(assembly._final_checkpoint("base"))
+    source = TextSource(assembly=assembly, stage=stage, task=assembly.task(stage), texts=policy.texts, writer=None)
+    draw = text_draw(source)
+    found = {}
+    for update in range(1, updates):
+        for text in draw(update):
+            found[text.provenance] = (
+                policy.texts.decode(text.tokens), policy.texts.decode(text.tokens[text.loss_mask]),
+            )  # fmt: skip
+    return found
+
+
+def told(text):
+    """The start, the goal and the moves of a walk with its prompt."""
+    head, _, rest = text.partition("|")
+    return head, rest[0], rest[2], rest[4:]
+
+
+def is_walk(text, *, to_goal):
+    edges, start, goal, walk = told(text)
+    near = {frozenset(edge) for edge in edges.split(" ")}
+    steps = all(frozenset(pair) in near for pair in pairwise(start + walk))
+    return steps and (not to_goal or (walk.endswith(goal) and goal not in walk[:-1]))
+
+
+def test_samples_are_taken_right_or_wrong(tmp_path):
+    every = pool_of(tmp_path / "a", recipe_of("samples:base"))
+    right = pool_of(tmp_path / "b", recipe_of("rollouts:base"))
+    assert len(every) == 40
+    assert 0 < len(right) < 40
+    assert right.items() <= every.items()
+    assert all(is_walk(text, to_goal=True) for text, _ in right.values())
+    assert not all(is_walk(text, to_goal=True) for text, _ in every.values())
+
+
+def test_pruned_stories_are_shorter_and_still_right(tmp_path):
+    kept = pool_of(tmp_path / "a", recipe_of("edits:base", edit="keep"))
+    pruned = pool_of(tmp_path / "b", recipe_of("edits:base", edit="prune"))
+    assert kept
+    assert {name.split(" ")[0] for name in pruned} == {name.split(" ")[0] for name in kept}
+    assert all(is_walk(text, to_goal=True) for text, _ in [*kept.values(), *pruned.values()])
+    assert all(told(text)[3] == imitated for text, imitated in pruned.values())
+    # On a star whose branches have one node a story without dead ends is one move.
+    assert {len(imitated) for _, imitated in pruned.values()} == {1}
+    assert max(len(imitated) for _, imitated in kept.values()) > 1
+
+
+def test_summaries_say_what_was_left(tmp_path):
+    head = HEAD.replace('name = "paths"', 'name = "paths"\nmarks = true')
+    found = pool_of(tmp_path, recipe_of("edits:base", edit="summarise", head=head))
+    told_of = [imitated for _, imitated in found.values() if "|" in imitated]
+    assert told_of
+    assert all(len(text) == 1 + 2 * text.count("|") for text in told_of)
+
+
+def test_failures_are_told_as_successes_elsewhere(tmp_path):
+    found = pool_of(tmp_path, recipe_of("edits:base", edit="relabel"))
+    assert found
+    assert all(is_walk(text, to_goal=True) for text, _ in found.values())
+    assert all(name.startswith("relabelled:") for name in found)
+
+
+def test_a_mix_has_its_share_in_every_update(tmp_path):
+    recipe = recipe_of("edits:base", '[stage.mix]\ndata = "golden"\nshare = 0.25\n', edit="keep")
+    assembly = finished(tmp_path / "run", recipe)
+    stage = recipe.get_stage("learn")
+    policy = assembly._policy(assembly._final_checkpoint("base"))
+    draw = text_draw(
+        TextSource(assembly=assembly, stage=stage, task=assembly.task(stage), texts=policy.texts, writer=None)
+    )
+    for update in (1, 2, 3):
+        texts = draw(update)
+        assert len(texts) == 8
+        assert sum(text.provenance.startswith("corpus:golden") for text in texts) == 2
+
+
+def test_the_store_keeps_the_review_and_a_resume_changes_nothing(tmp_path):
+    recipe = recipe_of("edits:base", edit="prune")
+    finished(tmp_path / "whole", recipe)
+    broken = make_run(tmp_path / "broken", recipe)
+    work(broken, After(8))
+    assert status(broken.run)["learn"] == "stopped"
+    resume(Assembly(recipe=recipe, origin=broken.run, run=broken.run))
+    assert differences(tmp_path / "whole", broken.run) == []
+    for folder in (tmp_path / "whole", broken.run):
+        with RunReader(folder) as reader:
+            groups = list(reader.groups("learn", 0, "review"))
+            reviews, edits = reader.reviews(), reader.edits()
+            (line,) = {event.message for event in reader.events("learn") if event.kind == "review"}
+        assert len(groups) == 24
+        right = [v for group in groups for v in group.verdicts if v.correct]
+        assert len(reviews) == len(right)
+        assert 0 < sum(bool(review.wasted) for review in reviews) < len(reviews)
+        assert len(edits) == sum(len(review.wasted) for review in reviews)
+        assert line.startswith(f"96 rollouts ({len(right)} correct), {len(right)} texts, ")
+
+
+def test_a_fix_is_imitated_only_when_a_rerollout_confirmed_it(tmp_path):
+    more = 'sources = ["solver"]\nfailures = 1\nmin_drop = 0.2\ncontinuations = 16\nfresh = 8\n'
+    recipe = tiny_recipe(
+        BASE.replace("updates = 5", "updates = 60").replace("batch_size = 8", "batch_size = 32"),
+        LEARN.replace("DATA", "edits:base") + REVIEW.replace("EDIT", "fix").replace("24", "40") + more,
+        overrides=(*QUICK, "stage.base.learning_rate=3e-3"),
+    )
+    finished(tmp_path / "run", recipe)
+    with RunReader(tmp_path / "run") as reader:
+        edits = reader.edits()
+        rollouts = {stored.edit.rollout_id: reader.rollout(stored.edit.rollout_id) for stored in edits}
+        (line,) = {event.message for event in reader.events("learn") if event.kind == "review"}
+    accepted = [stored for stored in edits if stored.accepted]
+    assert accepted
+    assert all(stored.verification is not None for stored in edits)
+    assert f"{len(accepted)} of {len(edits)} fixes accepted, {len(accepted)} texts" in line
+    for stored in accepted:
+        # What was right before the fix ends correct more often than what the policy would write itself.
+        fixed, resampled = stored.verification.fixed, stored.verification.resampled
+        assert fixed[0] / fixed[1] > resampled[0] / resampled[1]
+        assert stored.edit.text not in ("", rollouts[stored.edit.rollout_id].text[stored.edit.start :])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('data = "edits:none"', r"the earlier stage data = 'none' is not known"),
+        ('data = "golden"\n[stage.review]\nproblems = 4', r"review goes with data = 'edits:STAGE'"),
+        ('data = "golden"\n[stage.mix]\ndata = "edits:base"', r"mix takes a corpus, rollouts or samples"),
+        ('data = "golden"\n[stage.mix]\ndata = "rollouts:none"', r"mix.data = 'none' is not known"),
+        ('data = "edits:base"\n[stage.review]\nedit = "burn"', r"edit"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(text, message):
+    stage = LEARN.replace('data = "DATA"', "").rstrip() + "\n" + text + "\n"
+    with pytest.raises(RecipeError, match=message):
+        tiny_recipe(BASE, stage)
+
+
+def test_what_the_task_cannot_do_is_refused_before_anything_runs(tmp_path):
+    recipe = recipe_of("edits:base", edit="summarise")
+    with pytest.raises(RecipeError, match="marks = true"):
+        check_recipe(recipe, tmp_path, tmp_path / "run")
+
+
+def test_a_stage_with_nothing_to_imitate_fails_in_one_line(tmp_path):
+    # Two moves at most, and every rollout is truncated before the goal.
+    recipe = tiny_recipe(
+        BASE, LEARN.replace("DATA", "edits:base") + REVIEW.replace("EDIT", "fix") + "failures = 1\nbudget = 0\n",
+        overrides=QUICK,
+    )  # fmt: skip
+    with pytest.raises(RecipeError, match=r"^stage 'learn': 96 rollouts .* nothing is left to imitate\.$"):
+        finished(tmp_path / "run", recipe)
+    with sqlite3.connect(tmp_path / "run" / "run.db") as connection:
+        assert connection.execute("SELECT count(*) FROM rollouts WHERE purpose = 'review'").fetchone()[0] == 96
+
+
+def test_an_rl_stage_can_be_the_source(tmp_path):
+    recipe = tiny_recipe(BASE, RL, LEARN.replace("DATA", "samples:rl"), overrides=QUICK)
+    assembly = finished(tmp_path / "run", recipe)
+    assert status(assembly.run) == {"base": "done", "rl": "done", "learn": "done"}
+    with RunReader(assembly.run) as reader:
+        assert np.isfinite(reader.metrics("learn", "loss")[1]).all()
