@@ -129,6 +129,30 @@ class Relabelable(Protocol):
 
 
 @runtime_checkable
+class Teachable(Protocol):
+    """A task that knows what a lesson about its problems looks like (lessons and their audits).
+
+    The attribute `lesson_divider`, where a task has one, stands between two lessons in a prompt; else a new line.
+    """
+
+    def lesson_of(self, problem: Problem, text: str, correct: bool) -> Sequence[tuple[str, str]]:
+        """Lessons that a rollout speaks for, if it is correct, else against: text, and what it is about."""
+        ...
+
+    def right_lesson(self, problem: Problem) -> str:
+        """All that a policy must be told to solve the problem, without its answer."""
+        ...
+
+    def changed_lessons(self, text: str) -> Sequence[str]:
+        """The lesson with its meaning changed, in every way that there is; none where it cannot be read."""
+        ...
+
+    def irrelevant_lesson(self, problem: Problem, text: str) -> str:
+        """A lesson like this one about something that the problem does not have; empty where there is none."""
+        ...
+
+
+@runtime_checkable
 class Sampler(Protocol):
     """An engine that draws rollouts.  Rollouts come back as they finish, in any order."""
 

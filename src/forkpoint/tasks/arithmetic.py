@@ -8,7 +8,7 @@ The answer decides; the steps are checked beside it, so the first wrong step of 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import accumulate, count
 
 import numpy as np
 from pydantic import Field
@@ -46,6 +46,8 @@ class Settings(TaskSettings):
     """The operations that chains are made of, each once: `+`, `-`, `*`."""
     slip: float = Field(default=0.2, ge=0, le=1)
     """Probability that a step of the corpus `noisy` is wrong; 0 to 1."""
+    lost_carry: float = Field(default=0.6, ge=0, le=1)
+    """Probability that a carry from the units is lost in a sum of the corpus `careless`; 0 to 1."""
     difficulty: float = Field(default=1.0, ge=0, le=1)
     """0: chains of two numbers; 1: chains of `terms` numbers."""
 
@@ -98,6 +100,39 @@ def work(chain: str, errors: Sequence[int] = ()) -> tuple[list[str], int]:
         written.append(f"{value}{operation}{operand}={result}")
         value = result
     return written, value
+
+
+def carries(value: int, operation: str, operand: int) -> bool:
+    """Whether a step is a sum whose units carry.
+
+    >>> carries(17, "+", 5), carries(17, "+", 2), carries(17, "-", 9)
+    (True, False, False)
+    """
+    return operation == "+" and value % 10 + operand % 10 > 9
+
+
+def careless_work(chain: str, losses: Sequence[bool]) -> tuple[list[str], int]:
+    """The written steps of a chain and its result; `losses[i]`: step i loses the carry from its units, if it has one.
+
+    What follows goes on from the wrong result, which is 10 too small, and whether it carries is seen there.  A carry
+    is kept where the rest of the chain would fall below 0 without it, so all results stay in bounds.
+
+    >>> careless_work("17+5+9", [True, False]), careless_work("17+5-19", [True, False])
+    ((['17+5=12', '12+9=21'], 21), (['17+5=22', '22-19=3'], 3))
+    """
+    value, moves = _moves(chain)
+    written = []
+    for index, ((operation, operand), lost) in enumerate(zip(moves, losses, strict=True)):
+        result = _apply(value, operation, operand)
+        if lost and carries(value, operation, operand) and _lowest(result - 10, moves[index + 1 :]) >= 0:
+            result -= 10
+        written.append(f"{value}{operation}{operand}={result}")
+        value = result
+    return written, value
+
+
+def _lowest(value: int, moves: Sequence[tuple[str, int]]) -> int:
+    return min(accumulate(moves, lambda result, move: _apply(result, *move), initial=value))
 
 
 def _text(steps: Sequence[str], answer: int | str) -> str:
@@ -159,12 +194,14 @@ class Arithmetic:
     """The task `arithmetic`.
 
     Corpora: `solutions`; `hints` (the prompt shows the first right steps); `answer_given` (the prompt shows the
-    answer); `noisy` (each step is wrong with probability `slip`, and the rest goes on from the wrong result).
+    answer); `noisy` (each step is wrong with probability `slip`, and the rest goes on from the wrong result);
+    `careless`, a planted bug (in a sum whose units carry, the carry is lost with probability `lost_carry`, and the rest
+    goes on from the wrong result; all else is right).
     """
 
     name: str = "arithmetic"
     alphabet: str | None = "0123456789+-*=;#?|\n"
-    corpora: tuple[str, ...] = ("solutions", "hints", "answer_given", "noisy")
+    corpora: tuple[str, ...] = ("solutions", "hints", "answer_given", "noisy", "careless")
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
@@ -276,6 +313,9 @@ class Arithmetic:
             draws = rng.random((len(work(chain)[0]), 2))
             errors = [_SLIPS[int(pick * len(_SLIPS))] if slips < self.settings.slip else 0 for slips, pick in draws]
             text = _text(*work(chain, errors))
+        elif name == "careless":
+            losses = rng.random(len(work(chain)[0])) < self.settings.lost_carry
+            text = _text(*careless_work(chain, losses.tolist()))
         return Demonstration(prompt=prompt, text=text, provenance=f"arithmetic:{name}")
 
     def privileged_prompt(self, problem: Problem, knowledge: str) -> str:
@@ -299,6 +339,26 @@ class Arithmetic:
     def early_answer(self, problem: Problem, transcript: str) -> str:
         """The mark and the right answer; empty after a text that has the mark already."""
         return "" if MARK in transcript else _text((), problem.answer)
+
+    def right_step(self, problem: Problem, transcript: str) -> str:
+        """The next step with its `;`, worked from the last result as it is written, right or wrong; or the answer.
+
+        The answer of complete steps is their last result, whatever the true one is.  Empty where the text has an
+        answer already, ends within a step, or has no result to go on from.
+        """
+        *steps, rest = transcript.split(";")
+        value, moves = _moves(chain_of(problem))
+        if rest or MARK in transcript or len(steps) > len(moves):
+            return ""
+        if steps:
+            written = _STEP.fullmatch(steps[-1].strip())
+            if written is None:
+                return ""
+            value = int(written[4])
+        if len(steps) == len(moves):
+            return _text((), value)
+        operation, operand = moves[len(steps)]
+        return f"{value}{operation}{operand}={_apply(value, operation, operand)};"
 
     def state(self, problem: Problem, transcript: str) -> str:
         """How many steps are written, the last result, and what of the next step is."""

@@ -301,6 +301,10 @@ class Paths:
         node = _place(graph, self._walk(graph, transcript))
         return "" if node is None or node == graph.goal else shortest_path(graph, node, graph.goal)
 
+    def right_step(self, problem: Problem, transcript: str) -> str:
+        """The next move of a shortest path; empty at the goal, and after a walk that left the graph."""
+        return self.early_answer(problem, transcript)[:1]
+
 
 def _graph(problem: Problem) -> NamedGraph:
     return read_prompt(str(problem.prompt))
