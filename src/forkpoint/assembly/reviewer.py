@@ -63,9 +63,11 @@ def stage_reviewer(run: Path, stage: str) -> Reviewer:
     """The last checkpoint of a stage, ready to continue and to judge rollouts.
 
     Raises:
-        ForkpointError: there is no checkpoint yet.
+        ForkpointError: there is no such stage, or no checkpoint yet.
     """
     assembly = Assembly(recipe=load_recipe(run / "recipe.toml"), origin=run, run=run)
+    with RunReader(run) as reader:
+        reader.stage(stage)
     made = assembly.recipe.get_stage(stage)
     policy, task = last_policy(assembly, stage), assembly.task(made)
     found = latest_checkpoint(stage_folder(run, stage))

@@ -72,7 +72,8 @@ def propose_run(run: Path, asked: Asked, *, as_json: bool) -> int:
             )  # fmt: skip
             spent += int(sum(review.cost["sampled_tokens"] for review in found.reviews))
             # What the budget cut short without a result stays to be reviewed.
-            reviews = [review for review in found.reviews if review.hinge is not None or spent < asked.budget]
+            over = asked.budget - spent < reviewer.max_new_tokens
+            reviews = [review for review in found.reviews if review.hinge is not None or not over]
             writer.record_reviews(reviews, found.edits)
             done += len(reviews)
             hinges += sum(review.hinge is not None for review in found.reviews)
@@ -81,7 +82,7 @@ def propose_run(run: Path, asked: Asked, *, as_json: bool) -> int:
                 if drop.source in ask:
                     _tell(f"{drop.source}: dropped, {drop.reason}")
             _tell(f"{done} rollouts, {hinges} hinges, {proposals} proposals, {spent} tokens")
-            if spent >= asked.budget:
+            if over:
                 _tell("the budget is spent")
                 break
     summary = {"stage": reviewer.stage, "reviewed": done, "hinges": hinges, "proposals": proposals, "tokens": spent}

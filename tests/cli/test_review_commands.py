@@ -1,0 +1,200 @@
+"""`forkpoint review`: from stored rollouts to verified fixes, in pieces, and what mistakes look like."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from tiny_runs import finished, tiny_recipe
+
+from forkpoint.cli import main as command
+from forkpoint.cli import review_run
+from forkpoint.store import RunReader, RunWriter
+
+HEAD = """
+name = "walk"
+[policy]
+kind = "hf"
+path = "package:backtrack"
+[task]
+name = "paths"
+[evaluation]
+problems = 2
+final_problems = 2
+max_new_tokens = 8
+[doctor]
+before = false
+every = 0
+"""
+STAGES = """
+[[stage]]
+name = "base"
+kind = "pretrain"
+updates = 0
+[[stage]]
+name = "rl"
+kind = "rl"
+from = "base"
+updates = 1
+problems_per_update = 16
+group_size = 8
+max_new_tokens = 8
+keep_rollouts = "all"
+"""
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory):
+    """A run whose walks have eight moves, so that a wrong branch costs the game."""
+    folder = tmp_path_factory.mktemp("reviewed") / "run"
+    finished(folder, tiny_recipe(STAGES, head=HEAD))
+    return folder
+
+
+@pytest.fixture
+def run(walked, tmp_path):
+    return shutil.copytree(walked, tmp_path / "run")
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    def called(*arguments):
+        monkeypatch.setattr(sys, "argv", ["forkpoint", "review", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            command.main()
+        text = capsys.readouterr()
+        return stop.value.code, text.out, text.err
+
+    return called
+
+
+def test_from_a_rollout_to_a_verified_fix(call, run, tmp_path):
+    code, out, err = call("propose", run, "--rollouts", 40, "--sources", "sibling,solver", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["reviewed"] == 40
+    assert found["proposals"] >= found["hinges"] >= 1
+    assert "at most 200000 tokens of continuations" in err
+    code, out, err = call("verify", run, "--continuations", 32, "--json")
+    tried = json.loads(out)
+    assert (code, tried["tried"], tried["waiting"]) == (0, found["proposals"], 0)
+    assert tried["accepted"] >= 1
+    with RunReader(run) as reader:
+        edits = reader.edits()
+    good = next(stored for stored in edits if stored.accepted)
+    code, out, _ = call("list", run, "--accepted")
+    assert good.edit.id[:8] in out
+    code, out, _ = call("show", run, good.edit.id[:6])
+    assert "hinge: \N{MINUS SIGN}0." in out
+    assert f"edit {good.edit.id[:8]}" in out
+    code, out, _ = call("export", run, tmp_path / "fixes.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "fixes.jsonl").read_text().splitlines()]
+    assert len(lines) == tried["accepted"]
+    mine = next(line for line in lines if line["edit"] == good.edit.id)
+    with RunReader(run) as reader:
+        rollout = reader.rollout(good.edit.rollout_id)
+    assert mine["completion"] == rollout.text[: good.edit.start] + good.edit.text
+    call("export", run, tmp_path / "short.jsonl", "--no-prefix")
+    short = next(json.loads(line) for line in (tmp_path / "short.jsonl").read_text().splitlines())
+    assert short["prompt"] + short["completion"] == lines[0]["prompt"] + lines[0]["completion"]
+
+
+def test_nothing_is_reviewed_twice_and_what_was_broken_off_goes_on(call, run, monkeypatch):
+    whole = json.loads(call("propose", run, "--rollouts", 12, "--sources", "solver", "--json")[1])
+    with RunReader(run) as reader:
+        expected, first = reader.reviews(), reader.edits()
+    call("propose", run, "--rollouts", 100, "--sources", "solver")
+    with RunReader(run) as reader:
+        assert {review.rollout_id for review in expected} < {review.rollout_id for review in reader.reviews()}
+    code, out, _ = call("propose", run, "--sources", "solver")
+    assert (code, out) == (0, "nothing was left to review; --fresh draws new rollouts\n")
+    # The same in two pieces: the second call ends after its first portion.
+    other = shutil.copytree(run, run.parent / "other")
+    with RunWriter.open(other) as writer:
+        writer._connection.execute("DELETE FROM reviews")
+        writer._connection.execute("DELETE FROM edits")
+    held = review_run.held
+    calls = []
+
+    def once(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return held(*arguments, **options)
+
+    monkeypatch.setattr(review_run, "held", once)
+    monkeypatch.setattr(review_run, "TOGETHER", 1)
+    assert call("propose", other, "--rollouts", 12, "--sources", "solver")[0] == 130
+    with RunReader(other) as reader:
+        done = len(reader.reviews())
+    assert 0 < done < 12
+    monkeypatch.setattr(review_run, "held", held)
+    call("propose", other, "--rollouts", 12 - done, "--sources", "solver")
+    with RunReader(other) as reader:
+        assert reader.reviews() == expected
+        assert reader.edits() == first
+    assert whole["reviewed"] == 12
+
+
+def test_a_spent_budget_leaves_the_rest_to_be_reviewed(call, run):
+    code, out, err = call("propose", run, "--rollouts", 12, "--sources", "solver", "--budget", 60, "--json")
+    assert code == 0
+    assert json.loads(out)["tokens"] <= 60
+    assert "the budget is spent" in err
+    with RunReader(run) as reader:
+        assert all(review.hinge is not None for review in reader.reviews())
+
+
+def test_a_person_has_the_last_word(call, run):
+    call("propose", run, "--rollouts", 12, "--sources", "solver")
+    with RunReader(run) as reader:
+        edit = reader.edits()[0].edit.id
+    assert call("accept", run, edit[:6]) == (0, f"edit {edit}: accepted by hand\n", "")
+    assert "accepted by hand" in call("list", run, "--accepted")[1]
+    assert call("reject", run, edit)[0] == 0
+    assert edit[:8] not in call("list", run, "--accepted")[1]
+
+
+def test_fresh_rollouts_and_successes(call, run):
+    asked = ("propose", run, "--stage", "base", "--fresh", "--successes", "--rollouts", 6, "--json")
+    found = json.loads(call(*asked)[1])
+    assert (found["reviewed"], found["proposals"], found["gate"]) == (6, 0, None)
+    with RunReader(run) as reader:
+        assert all(review.correct for review in reader.reviews())
+        keys = {reader.rollout(review.rollout_id).problem_key for review in reader.reviews()}
+        assert not any(reader.problem(key).is_evaluation for key in keys)
+
+
+def test_the_gate_is_told(call, run):
+    code, out, err = call("propose", run, "--rollouts", 4)
+    assert code == 0
+    assert "has no privileged_prompt" in err
+    assert "has no privileged_prompt" in json.loads(call("propose", run, "--rollouts", 4, "--json")[1])["gate"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("propose", "RUN", "--stage", "x"), "x"),
+        (("propose", "RUN", "--sources", "oracle"), "--sources = 'oracle' is not known"),
+        (("propose", "RUN", "--chat", "localhost"), "--chat = 'localhost' must be URL#MODEL"),
+        (("propose", "RUN", "--chat", "ftp://a#m"), "must begin with http"),
+        (("show", "RUN", "ff"), "'ff' names no review or edit"),
+        (("accept", "RUN", ""), "'' names no review or edit"),
+        (("list", "none"), "holds no run"),
+        (("verify", "none"), "holds no run"),
+        (("propose", "none"), "holds no run"),
+    ],
+)
+def test_mistakes_are_one_line(call, run, arguments, line):
+    code, out, err = call(*(run if each == "RUN" else each for each in arguments))
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert line in err
+    assert err.count("\n") == 1
+
+
+def test_a_policy_that_is_gone_is_told(call, run):
+    shutil.rmtree(run / "stages")
+    code, _, err = call("propose", run)
+    assert (code, err) == (2, f"error: stage 'rl' of {run} has no checkpoint yet.\n")
