@@ -166,7 +166,7 @@ def test_fresh_rollouts_and_successes(call, run):
 
 
 def test_the_gate_is_told(call, run):
-    code, out, err = call("propose", run, "--rollouts", 4)
+    code, _, err = call("propose", run, "--rollouts", 4)
     assert code == 0
     assert "has no privileged_prompt" in err
     assert "has no privileged_prompt" in json.loads(call("propose", run, "--rollouts", 4, "--json")[1])["gate"]

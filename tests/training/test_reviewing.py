@@ -56,7 +56,8 @@ def pool_of(tmp_path, recipe, updates=12):
     stage = recipe.get_stage("learn")
     policy = assembly._policy(assembly._final_checkpoint("base"))
     source = TextSource(assembly=assembly, stage=stage, task=assembly.task(stage), texts=policy.texts, writer=None)
-    draw = text_draw(source)
+    draw, sampled = text_draw(source)
+    assert sampled > 0
     found = {}
     for update in range(1, updates):
         for text in draw(update):
@@ -121,7 +122,7 @@ def test_a_mix_has_its_share_in_every_update(tmp_path):
     assembly = finished(tmp_path / "run", recipe)
     stage = recipe.get_stage("learn")
     policy = assembly._policy(assembly._final_checkpoint("base"))
-    draw = text_draw(
+    draw, _ = text_draw(
         TextSource(assembly=assembly, stage=stage, task=assembly.task(stage), texts=policy.texts, writer=None)
     )
     for update in (1, 2, 3):

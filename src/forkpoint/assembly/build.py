@@ -285,8 +285,8 @@ class Assembly:
             return self._forks_training(stage, task, policy, optimization)
         from forkpoint.assembly.pools import TextSource, text_draw
 
-        draw = text_draw(TextSource(assembly=self, stage=stage, task=task, texts=policy.texts, writer=writer))
-        return TextTraining(stage=stage, policy=policy, optimization=optimization, draw=draw)
+        draw, sampled = text_draw(TextSource(assembly=self, stage=stage, task=task, texts=policy.texts, writer=writer))
+        return TextTraining(stage=stage, policy=policy, optimization=optimization, draw=draw, sampled=sampled)
 
     def _forks_training(
         self, stage: ForksStage, task: Task, policy: "Policy", optimization: "Optimization"

@@ -36,8 +36,8 @@ class TextSource:
         return Key.root(self.assembly.recipe.seed).child(self.stage.name)
 
 
-def text_draw(source: TextSource) -> "Draw":
-    """The texts of each update.
+def text_draw(source: TextSource) -> "tuple[Draw, int]":
+    """The texts of each update, and the tokens that were sampled to make them.
 
     Raises:
         RecipeError: nothing is left to imitate.
@@ -48,28 +48,29 @@ def text_draw(source: TextSource) -> "Draw":
     if stage.mix is None:
         return _draw(source, stage.data, source.key, count=stage.batch_size)
     others = min(max(1, round(stage.mix.share * stage.batch_size)), stage.batch_size - 1)
-    first = _draw(source, stage.data, source.key, count=stage.batch_size - others)
-    return joined_draw(first, _draw(source, stage.mix.data, source.key.child("mix"), count=others))
+    first, spent = _draw(source, stage.data, source.key, count=stage.batch_size - others)
+    second, more = _draw(source, stage.mix.data, source.key.child("mix"), count=others)
+    return joined_draw(first, second), spent + more
 
 
-def _draw(source: TextSource, data: str, key: Key, *, count: int) -> "Draw":
-    """`count` texts of one kind for each update."""
+def _draw(source: TextSource, data: str, key: Key, *, count: int) -> "tuple[Draw, int]":
+    """`count` texts of one kind for each update, and the tokens sampled for them."""
     from forkpoint.training.imitation import corpus_draw, pool_draw
     from forkpoint.training.ordering import perplexity_draw
 
     if data_source(data)[1] is None:
-        return corpus_draw(source.task, source.texts, data, key, count=count)
-    pool = _pool(source, data, key.child("teacher"))
+        return corpus_draw(source.task, source.texts, data, key, count=count), 0
+    pool, spent = _pool(source, data, key.child("teacher"))
     if source.stage.order == "shuffled":
-        return pool_draw(pool, key, count=count)
+        return pool_draw(pool, key, count=count), spent
     # By the perplexity under the weights that the stage starts from, also after a resume.
     assembly = source.assembly
     start = assembly._policy(assembly._parent(source.stage))
-    return perplexity_draw(pool, assembly._probe(start, source.task)[0], source.stage)
+    return perplexity_draw(pool, assembly._probe(start, source.task)[0], source.stage), spent
 
 
-def _pool(source: TextSource, data: str, key: Key) -> list[TextExample]:
-    """What the final policy of another stage writes, judged and perhaps reviewed."""
+def _pool(source: TextSource, data: str, key: Key) -> tuple[list[TextExample], int]:
+    """What the final policy of another stage writes, judged and perhaps reviewed, and the tokens sampled for it."""
     from forkpoint.training.imitation import sampled_texts
     from forkpoint.training.rollouts import SamplePlan
 
@@ -83,14 +84,14 @@ def _pool(source: TextSource, data: str, key: Key) -> list[TextExample]:
         temperature=drawing.temperature if isinstance(drawing, RLStage | ForksStage) else usual,
     )  # fmt: skip
     if assembly.unrun:
-        return _stand_ins(source, teacher, plan)
+        return _stand_ins(source, teacher, plan), 0
     if kind == "edits":
         return _edits(source, teacher, plan)
     probe = assembly._probe(teacher, source.task)[0]
     pool = sampled_texts(source.task, teacher.texts, probe, plan, count=stage.examples, correct=kind == "rollouts")
     if not pool:
         raise RecipeError(f"stage '{stage.name}': none of {stage.examples} rollouts of '{drawing.name}' was correct.")
-    return pool
+    return pool, probe.cost["sampled_tokens"]
 
 
 def _stand_ins(source: TextSource, teacher: "Policy", plan: "SamplePlan") -> list[TextExample]:
@@ -104,7 +105,7 @@ def _stand_ins(source: TextSource, teacher: "Policy", plan: "SamplePlan") -> lis
     return [rollout_example(group.rollouts[0]) for group in groups]
 
 
-def _edits(source: TextSource, teacher: "Policy", plan: "SamplePlan") -> list[TextExample]:
+def _edits(source: TextSource, teacher: "Policy", plan: "SamplePlan") -> tuple[list[TextExample], int]:
     """What the review of the teacher's rollouts made of them; the store keeps rollouts, reviews and edits."""
     from forkpoint.training.reviewing import reviewed
 
@@ -116,4 +117,4 @@ def _edits(source: TextSource, teacher: "Policy", plan: "SamplePlan") -> list[Te
         writer.event("review", found.line, stage=stage.name)
     if not found.examples:
         raise RecipeError(f"stage '{stage.name}': {found.line}; nothing is left to imitate.")
-    return list(found.examples)
+    return list(found.examples), found.tokens

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from forkpoint.config import Recipe
-from forkpoint.config.recipe import ForksStage, RLStage
+from forkpoint.config.recipe import ForksStage, RLStage, TextStage, data_source, rollout_budget
+from forkpoint.config.review import ReviewSettings
 
 if TYPE_CHECKING:
     from forkpoint.assembly.credit_checks import CreditPlan
@@ -92,8 +93,21 @@ def plan(recipe: Recipe) -> list[dict[str, Any]]:
             row["max_sampled_tokens"] = row["rollouts"] * stage.max_new_tokens
         else:
             row["texts"] = stage.updates * stage.batch_size
+            row |= _sampled_for_texts(recipe, stage)
         stages.append(row)
     return stages
+
+
+def _sampled_for_texts(recipe: Recipe, stage: TextStage) -> dict[str, int]:
+    """Rollouts and most tokens that are sampled to make the texts of a stage; empty for a corpus."""
+    kind, source = data_source(stage.data)
+    if source is None:
+        return {}
+    review = stage.review or ReviewSettings()
+    rollouts = review.problems * review.group_size if kind == "edits" else stage.examples
+    longest = rollout_budget(recipe, recipe.get_stage(source)) or 0
+    more = review.budget if kind == "edits" and review.edit == "fix" else 0
+    return {"rollouts": rollouts, "max_sampled_tokens": rollouts * longest + more}
 
 
 def print_plan(recipe: Recipe, credits: "Mapping[str, CreditPlan]", *, as_json: bool) -> None:

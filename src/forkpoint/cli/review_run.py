@@ -170,8 +170,8 @@ def verify_run(run: Path, *, continuations: int, level: float, budget: int, as_j
             for start in range(0, len(edits), TESTED_TOGETHER):
                 part = edits[start : start + TESTED_TOGETHER]
                 trials = Trials(
-                    max_new_tokens=reviewer.max_new_tokens, looks=looks(continuations), level=level, fresh=continuations,
-                    budget=budget - spent,
+                    max_new_tokens=reviewer.max_new_tokens, looks=looks(continuations), level=level,
+                    fresh=continuations, budget=budget - spent,
                 )  # fmt: skip
                 found = verified(part, _homes(run, part), reviewer.probe, trials=trials, key=reviewer.key, best=False)
                 writer.record_verifications(found)

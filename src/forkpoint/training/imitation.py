@@ -34,6 +34,8 @@ class TextTraining:
     policy: Policy
     optimization: Optimization
     draw: Draw
+    sampled: int = 0
+    """Tokens that were sampled to make the texts; told with the first update."""
 
     def unit(self, update: int) -> list[Step]:
         """The one step of this update."""
@@ -50,7 +52,7 @@ class TextTraining:
             "seconds": seconds,
             **changes,
         }
-        return [Step(update=update, metrics=metrics, seconds=seconds, tokens=0)]
+        return [Step(update=update, metrics=metrics, seconds=seconds, tokens=self.sampled if update == 1 else 0)]
 
     def rows(self, examples: Sequence[TextExample]) -> list[Row]:
         """The weighted rows of an update's texts, under the bugs that the recipe asks for."""
