@@ -158,6 +158,24 @@ def test_mismatch_from_metrics_and_infinity_is_sick():
         assert np.isfinite(mismatch(wild)[0].value)
 
 
+@pytest.mark.parametrize("place", [0, 2, 4, 6])
+def test_a_mismatch_counts_in_whatever_quarter_it_was(place):
+    """Two of eight updates: the median of one quarter, and 0 everywhere else."""
+    values = np.zeros(8)
+    values[place : place + 2] = 0.02, 0.04
+    records = records_of(
+        [Row(id="a", problem="a")], metrics={"kl_to_behavior": (np.arange(8, dtype=np.int32), values)}
+    )
+    (found,) = mismatch(records)
+    assert (found.severity, found.value, found.interval) == (SICK, pytest.approx(0.03), (0.02, 0.04))
+    assert ("first", "second", "third", "last")[place // 2] in found.claim
+    # One bad update of a quarter of two is half of it, and of a quarter of four no median.
+    spike = np.zeros(16)
+    spike[place] = 1.0
+    calm = records_of([Row(id="a", problem="a")], metrics={"kl_to_behavior": (np.arange(16, dtype=np.int32), spike)})
+    assert mismatch(calm)[0].severity is OK
+
+
 # --- exploration
 
 

@@ -277,7 +277,7 @@ def test_the_report_is_written_again(call, run):
 
 def test_tasks_are_listed_shown_and_checked(call):
     listed = {row["name"] for row in json.loads(call("task", "list", "--json")[1])["tasks"]}
-    assert {"paths", "keychain", "arithmetic", "countdown", "jsonl", "gym"} <= listed
+    assert {"paths", "keychain", "arithmetic", "countdown", "dialect", "jsonl", "gym"} <= listed
     code, out, _ = call("task", "list")
     assert code == 0
     assert all(len(line.split(maxsplit=1)) == 2 for line in out.splitlines())
@@ -291,7 +291,7 @@ def test_tasks_are_listed_shown_and_checked(call):
     assert "corpus golden" in out
 
 
-@pytest.mark.parametrize("name", ["paths", "keychain", "arithmetic", "countdown"])
+@pytest.mark.parametrize("name", ["paths", "keychain", "arithmetic", "countdown", "dialect"])
 def test_our_tasks_pass_their_check(name, call):
     code, out, _ = call("task", "check", name, "--count", 10, "--json")
     told = json.loads(out)

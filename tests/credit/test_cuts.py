@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from forkpoint.credit.cuts import CutRule, causal_cuts, read_cuts
 from forkpoint.errors import RecipeError
 from forkpoint.seeds import Key
-from forkpoint.tasks import arithmetic, countdown, keychain, paths
+from forkpoint.tasks import arithmetic, countdown, dialect, keychain, paths
 from forkpoint.verifiers.outside import written_rollout
 
 
@@ -113,7 +113,7 @@ def test_cuts_up_to_a_token_do_not_depend_on_what_follows(past, futures, text, m
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("module", [arithmetic, countdown, keychain, paths])
+@pytest.mark.parametrize("module", [arithmetic, countdown, dialect, keychain, paths])
 def test_the_steps_of_our_tasks_follow_from_the_tokens_before_them(module):
     task = module.build(module.Settings())
     problem = task.problem(Key.root(0))

@@ -25,6 +25,7 @@ from forkpoint.records import Problem
 from forkpoint.seeds import Key
 from forkpoint.tasks.arithmetic import Arithmetic
 from forkpoint.tasks.countdown import Countdown
+from forkpoint.tasks.dialect import Dialect
 from forkpoint.tasks.keychain import KeyChain
 from forkpoint.tasks.lab import Settings as LabSettings
 from forkpoint.tasks.lab import build as build_lab
@@ -121,6 +122,7 @@ TASKS = {
     "keychain": (KeyChain(), {"state", "privileged_prompt"}),
     "arithmetic": (Arithmetic(), {"state", "early_answer", "privileged_prompt", "step_check"}),
     "countdown": (Countdown(), {"privileged_prompt"}),
+    "dialect": (Dialect(), {"state", "early_answer", "privileged_prompt"}),
     "lab": (build_lab(LabSettings()), {"state"}),
 }
 METHODS = {"state", "early_answer", "privileged_prompt", "step_check"}

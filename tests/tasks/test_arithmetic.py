@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from forkpoint.errors import TaskError
+from forkpoint.probe import Solver
 from forkpoint.records import Outcome, Problem, Rollout, StopReason
 from forkpoint.seeds import Key
 from forkpoint.tasks.arithmetic import (
@@ -13,6 +14,8 @@ from forkpoint.tasks.arithmetic import (
     Settings,
     answer_hint,
     build,
+    careless_work,
+    carries,
     check_steps,
     first_wrong_step,
     step_hint,
@@ -216,3 +219,72 @@ def test_mistakes_are_one_clear_line():
     for bad in ({"terms": 1}, {"operations": "/"}, {"slip": 2.0}, {"wat": 1}):
         with pytest.raises(ValidationError):
             Settings(**bad)
+
+
+def test_lost_carries_by_hand():
+    assert carries(17, "+", 5)
+    assert not carries(17, "+", 2)
+    assert not carries(17, "-", 9)
+    assert not carries(17, "*", 9)
+    assert carries(5, "+", 25)
+    assert not carries(50, "+", 50)
+    # The second step carries only because the first lost its carry; the third has none to lose.
+    assert careless_work("17+5+9*2", [True, True, True]) == (["17+5=12", "12+9=11", "11*2=22"], 22)
+    assert careless_work("17+5+9*2", [False, True, True]) == (["17+5=22", "22+9=21", "21*2=42"], 42)
+    # Without this carry the chain would fall below 0.
+    assert careless_work("17+5-9-9", [True, True, True]) == (["17+5=22", "22-9=13", "13-9=4"], 4)
+
+
+def test_careless_texts_lose_carries_at_the_stated_rate_and_nothing_else():
+    task = Arithmetic(Settings(terms=8, operations="+*", lost_carry=0.3))
+    lost, held = 0, 0
+    for demonstration in islice(task.corpus("careless", KEY), 1500):
+        chain = demonstration.prompt.partition("=?")[0]
+        problem = chain_problem(chain, left_to_right(chain))
+        wrong = set(check_steps(problem, demonstration.text).wrong)
+        for index, step in enumerate(demonstration.text.split(";")[:-1]):
+            first, operation, operand, result = re.fullmatch(r"(\d+)([+*-])(\d+)=(\d+)", step).groups()
+            right = left_to_right(f"{first}{operation}{operand}")
+            if carries(int(first), operation, int(operand)):
+                lost, held = lost + (index in wrong), held + 1
+                assert int(result) == right - 10 * (index in wrong)
+            else:
+                assert int(result) == right
+                assert index not in wrong
+            assert 0 <= int(result) <= 99
+        # The answer repeats the last result.
+        assert demonstration.text.endswith(f"#{result}\n")
+    # Sums and products never fall below 0, so every carry may be lost.
+    assert abs(lost / held - 0.3) < 4 * (0.3 * 0.7 / held) ** 0.5
+    never = Arithmetic(Settings(lost_carry=0.0))
+    for demonstration in islice(never.corpus("careless", KEY), 50):
+        chain = demonstration.prompt.partition("=?")[0]
+        assert demonstration.text == never.solve(chain_problem(chain, left_to_right(chain)))
+
+
+def test_careless_chains_stay_in_bounds_with_differences():
+    task = Arithmetic(Settings(terms=10, lost_carry=1.0))
+    kept = 0
+    for demonstration in islice(task.corpus("careless", KEY), 300):
+        for step in demonstration.text.split(";")[:-1]:
+            first, operation, operand, result = re.fullmatch(r"(\d+)([+*-])(\d+)=(\d+)", step).groups()
+            assert 0 <= int(result) <= 99
+            kept += carries(int(first), operation, int(operand)) and int(result) == int(first) + int(operand)
+    assert kept > 0
+
+
+def test_the_right_step_from_anywhere():
+    problem = chain_problem("3+4*2-5", 9)
+    assert isinstance(TASK, Solver)
+    text = ""
+    while step := TASK.right_step(problem, text):
+        text += step
+    assert text == TASK.solve(problem)
+    # From a wrong result, and from a step that is not the chain's own: the last result as it is written.
+    assert TASK.right_step(problem, "3+4=8;") == "8*2=16;"
+    assert TASK.right_step(problem, "9-9=-2;") == "-2*2=-4;"
+    assert TASK.right_step(problem, "3+4=8;8*2=16;16-5=11;") == "#11\n"
+    for text in ("3+4", "3+4=7", "3+4=7;#", "3+4=7;7*2=14;14-5=9;#9\n", "what;", "3+4=7;7*2=14;14-5=9;9+1=10;"):
+        assert TASK.right_step(problem, text) == ""
+    fresh = TASK.problem(KEY.child("step"))
+    assert TASK.solve(fresh).startswith(TASK.right_step(fresh, ""))

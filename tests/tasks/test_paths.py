@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from forkpoint.conformance import check_task, check_verifier
 from forkpoint.errors import TaskError
+from forkpoint.probe import Solver
 from forkpoint.records import Outcome, Problem
 from forkpoint.seeds import Key
 from forkpoint.tasks.paths import (
@@ -290,6 +291,18 @@ def test_a_rollout_stops_at_the_goal_and_every_move_is_a_step():
     assert made.state(HAND, "") == "s"
     assert made.state(HAND, "ds") == "s"
     assert made.state(HAND, "de") == "e"
+
+
+def test_the_right_step_is_the_next_move_of_a_shortest_path():
+    made = task()
+    assert isinstance(made, Solver)
+    for walk, step in {"": "a", "d": "s", "de": "d", "ds": "a", "ab": "c", "abc": "", "x": "", "abcb": ""}.items():
+        assert made.right_step(HAND, walk) == step
+    problem = made.problem(Key.root(9))
+    walk = ""
+    while step := made.right_step(problem, walk):
+        walk += step
+    assert walk == problem.answer
 
 
 def test_training_and_evaluation_never_meet():

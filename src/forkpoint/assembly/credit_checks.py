@@ -157,6 +157,10 @@ class StandIn:
         """One token a character."""
         return frozen_array(np.zeros(len(text)), np.int32)
 
+    def decode(self, tokens: Ints) -> str:
+        """One character a token."""
+        return "0" * len(tokens)
+
     def encode_prompt(self, prompt: str) -> Ints:
         """One token a character."""
         return self.encode(prompt)

@@ -12,6 +12,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
+from forkpoint.errors import ForkpointError
 from forkpoint.probe import Answerable, Probe, ScoreRequest
 from forkpoint.records import Floats, Ints, Problem
 from forkpoint.seeds import Key
@@ -125,6 +126,14 @@ def _prompt(problem: Problem, probe: Probe) -> Ints:
     return probe.encode_prompt(problem.prompt)  # type: ignore[arg-type]  # messages go through the chat template
 
 
+def _read(text: str, probe: Probe) -> Ints | None:
+    """The tokens of a text; None for one that holds a control token, as a policy may have drawn."""
+    try:
+        return probe.encode(text)
+    except (ForkpointError, ValueError):
+        return None
+
+
 def _ask(
     question: Question, probe: Probe, pool: Sequence[tuple[Problem, Ints]], requests: dict[_Name, ScoreRequest],
     contexts: int,
@@ -135,18 +144,21 @@ def _ask(
         return None
     text = task.early_answer(problem, question.before + question.text) or task.early_answer(problem, question.before)
     lead = str(getattr(task, "answer_lead", ""))
-    answer = probe.encode(text)
+    answer = _read(text, probe)
+    texts = [_read(each, probe) for each in ("", question.text, *question.others)]
     given = len(probe.encode(lead)) if lead and text.startswith(lead) else 0
     length = len(_prompt(problem, probe))
     others = [(abs(len(prompt) - length), prompt) for drawn, prompt in pool if drawn.answer != problem.answer]
     chosen = [prompt for _, prompt in sorted(others, key=lambda pair: pair[0])[:contexts]]
-    if len(answer) <= given or not chosen:
+    if answer is None or texts[1] is None or len(answer) <= given or not chosen:
         return None
     rows = []
-    for before in ("", question.text, *question.others):
+    for before in texts:
+        if before is None:
+            continue
         row = []
         for prompt in chosen:
-            context = np.concatenate([prompt, probe.encode(before)]).astype(np.int32)
+            context = np.concatenate([prompt, before]).astype(np.int32)
             name = (context.tobytes(), answer.tobytes())
             requests.setdefault(name, ScoreRequest(prompt_tokens=context, tokens=answer))
             row.append(name)

@@ -64,7 +64,9 @@ def _told(groups: Sequence[Group], probe: Probe, texts: Texts, settings: ReviewS
     """Successes with their dead ends kept, cut out or marked."""
     del texts, plan
     kind = EditKind(settings.edit)
-    reviews, edits, examples = [], [], []
+    reviews: list[Review] = []
+    edits: list[Edit] = []
+    examples = []
     for group in groups:
         mine = {
             rollout.id: success_review(group, place, probe)

@@ -232,8 +232,11 @@ def usable(group: Group, *, drop_truncated: bool) -> Group:
 
 def rewarded(batch: Batch, probe: Probe, stage: RLStage) -> Batch:
     """The batch with one reward for each rollout."""
+    rule = stage.reward
     rewards = iter(
-        outcome_rewards(batch, probe, length_penalty=stage.reward.length_penalty, max_new_tokens=stage.max_new_tokens)
+        outcome_rewards(
+            batch, probe, pays=rule.pays, length_penalty=rule.length_penalty, max_new_tokens=stage.max_new_tokens
+        )
     )
     groups = tuple(replace(group, rewards=tuple(next(rewards) for _ in group.rollouts)) for group in batch.groups)
     return replace(batch, groups=groups)
