@@ -17,7 +17,7 @@ from forkpoint.seeds import Key, content_hash
 from forkpoint.store import checkpoint_path, latest_checkpoint, load_state, save_checkpoint, stage_folder
 from forkpoint.training.candidates import Candidates
 from forkpoint.training.curriculum import Curriculum
-from forkpoint.training.ordering import perplexity_draw
+from forkpoint.training.ordering import ordered_draw
 from forkpoint.training.rl import usable
 from forkpoint.verifiers.outside import written_rollout
 
@@ -358,12 +358,23 @@ def text(*tokens):
 
 def test_texts_come_most_surprising_first_in_every_pass():
     pool = [text(9, 1, 1), text(9, 5), text(9, 3, 3, 3), text(9, 4)]
-    stage = tiny_recipe(BASE, overrides=("stage.base.batch_size=3",)).stage[0]
+    stage = tiny_recipe(BASE + ORDERED, overrides=("stage.sft.batch_size=3",)).stage[1]
+
+    def seen(order):
+        draw = ordered_draw(pool, probe, stage.model_copy(update={"order": order}), Key.root(0))
+        return [example.provenance for update in (1, 2, 3, 4) for example in draw(update)]
+
     probe = Scores()
-    draw = perplexity_draw(pool, probe, stage)
-    seen = [example.provenance for update in (1, 2, 3, 4) for example in draw(update)]
-    assert seen == ["(9, 5)", "(9, 4)", "(9, 3, 3, 3)", "(9, 1, 1)"] * 3
+    surprising = ["(9, 5)", "(9, 4)", "(9, 3, 3, 3)", "(9, 1, 1)"]
+    assert seen("descending_perplexity") == surprising * 3
     assert len(probe.asked) == 4
+    assert seen("ascending_perplexity") == surprising[::-1] * 3
+    probe = Scores()
+    once = seen("fixed")
+    assert once == once[:4] * 3
+    assert sorted(once[:4]) == sorted(surprising)
+    assert not probe.asked
+    ordered_draw(pool, probe, stage, Key.root(0))
     assert [list(request.prompt_tokens) for request in probe.asked] == [[9]] * 4
 
 

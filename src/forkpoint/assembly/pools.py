@@ -56,17 +56,17 @@ def text_draw(source: TextSource) -> "tuple[Draw, int]":
 def _draw(source: TextSource, data: str, key: Key, *, count: int) -> "tuple[Draw, int]":
     """`count` texts of one kind for each update, and the tokens sampled for them."""
     from forkpoint.training.imitation import corpus_draw, pool_draw
-    from forkpoint.training.ordering import perplexity_draw
+    from forkpoint.training.ordering import ordered_draw
 
     if data_source(data)[1] is None:
         return corpus_draw(source.task, source.texts, data, key, count=count), 0
     pool, spent = _pool(source, data, key.child("teacher"))
     if source.stage.order == "shuffled":
         return pool_draw(pool, key, count=count), spent
-    # By the perplexity under the weights that the stage starts from, also after a resume.
+    # Perplexity is that under the weights that the stage starts from, also after a resume.
     assembly = source.assembly
     start = assembly._policy(assembly._parent(source.stage))
-    return perplexity_draw(pool, assembly._probe(start, source.task)[0], source.stage), spent
+    return ordered_draw(pool, assembly._probe(start, source.task)[0], source.stage, key), spent
 
 
 def _pool(source: TextSource, data: str, key: Key) -> tuple[list[TextExample], int]:

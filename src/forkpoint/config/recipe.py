@@ -161,9 +161,9 @@ class TextStage(StageBase):
     """Texts per update."""
     examples: Annotated[int, Field(ge=1, le=10_000_000)] = 4096
     """How many rollouts `rollouts:STAGE` and `samples:STAGE` draw."""
-    order: Literal["shuffled", "descending_perplexity"] = "shuffled"
-    """`descending_perplexity`: what surprises the policy that the stage starts from most comes first, in every pass;
-    only for rollouts, since a corpus has no end."""
+    order: Literal["shuffled", "fixed", "descending_perplexity", "ascending_perplexity"] = "shuffled"
+    """Of rollouts, since a corpus has no end.  `fixed`: one random order in every pass; `descending_perplexity`: what
+    surprises the policy that the stage starts from most comes first, in every pass; `ascending_perplexity`: last."""
     review: ReviewSettings | None = None
     """How `edits:STAGE` reviews; without it the usual way."""
     mix: Mix | None = None

@@ -1,4 +1,4 @@
-"""Texts in the order of their perplexity under the policy that a stage starts from."""
+"""Texts in one order for every pass: by their perplexity under the policy that a stage starts from, or at random."""
 
 from collections.abc import Sequence
 
@@ -8,20 +8,26 @@ from forkpoint.config.recipe import TextStage
 from forkpoint.curricula.order import descending_perplexity, mean_nll
 from forkpoint.probe import Probe, ScoreRequest
 from forkpoint.records import TextExample
+from forkpoint.seeds import Key
 from forkpoint.training.imitation import Draw
 
 
-def perplexity_draw(pool: Sequence[TextExample], probe: Probe, stage: TextStage) -> Draw:
-    """Texts of a fixed pool, the most surprising first, in the same order in every pass.
+def ordered_draw(pool: Sequence[TextExample], probe: Probe, stage: TextStage, key: Key) -> Draw:
+    """Texts of a fixed pool in the stage's order, the same in every pass; by perplexity the pool is scored once.
 
-    Scores the pool once.  `probe` must be of the starting policy also after a resume, so that the order is the same.
+    `probe` must be of the starting policy also after a resume, so that the order is the same.
     """
-    requests = [_request(text) for text in pool]
-    nlls = [
-        mean_nll(scores, text.loss_mask[len(text.tokens) - len(scores) :])
-        for text, scores in zip(pool, probe.score(requests), strict=True)
-    ]
-    order = descending_perplexity(nlls)
+    if stage.order == "fixed":
+        order = key.child("order").generator().permutation(len(pool)).tolist()
+    else:
+        requests = [_request(text) for text in pool]
+        nlls = [
+            mean_nll(scores, text.loss_mask[len(text.tokens) - len(scores) :])
+            for text, scores in zip(pool, probe.score(requests), strict=True)
+        ]
+        order = descending_perplexity(nlls)
+        if stage.order == "ascending_perplexity":
+            order.reverse()
 
     def draw(update: int) -> list[TextExample]:
         places = range((update - 1) * stage.batch_size, update * stage.batch_size)
