@@ -140,9 +140,9 @@ def store(cell: Cell, runs: Path) -> None:
 
 def stage_result(reader: RunReader, recipe: Recipe, name: str) -> dict[str, Any]:
     """What one stage came to: its own costs, and its last evaluation and the ones before."""
-    metric = {key: reader.metrics(name, key)[1] for key in ("sampled_tokens", "trained_tokens", "grad_norm", "seconds")}
+    metric = {key: reader.metrics(name, key)[1] for key in ("trained_tokens", "grad_norm", "seconds")}
     parameters = count_parameters(stage_folder(reader.folder, name))
-    sampled, trained = float(metric["sampled_tokens"].sum()), float(metric["trained_tokens"].sum())
+    sampled, trained = float(reader.updates(name)[2].sum()), float(metric["trained_tokens"].sum())
     found = final_evaluation(reader, name)
     curve = []
     for update in reader.evaluated(name):
@@ -150,6 +150,7 @@ def stage_result(reader: RunReader, recipe: Recipe, name: str) -> dict[str, Any]
         curve.append([update, int((evaluation.correct == 1).sum()), len(evaluation.correct)])
     return {
         "stage": name,
+        "kind": recipe.get_stage(name).kind,
         "parent": parent(recipe.get_stage(name)),
         "updates": recipe.get_stage(name).updates,
         "correct": int((found[1].correct == 1).sum()) if found else None,

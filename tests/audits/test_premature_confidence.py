@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from subject_example import Asked, ScriptedSubject, group, written
 
 from forkpoint.audits.early_answers import Curve, broken, chains, curves_of, cut_places, given_curves
 from forkpoint.audits.premature_confidence import (
+    PREMATURE,
     area,
     is_premature,
     largest_fall,
@@ -52,6 +54,15 @@ def test_rank_correlations_by_hand():
 )
 def test_flat_and_falling_confidence_is_premature(values, expected):
     assert is_premature(curve(values)) == expected
+
+
+def test_mere_noise_is_sick():
+    """Six orders of three confidences, three of them rise (correlations 1, 0.5, 0.5), so half are premature."""
+    shares = [is_premature(curve(np.array(order))) for order in permutations([0.1, 0.2, 0.3])]
+    assert np.mean(shares) == 0.5
+    assert PREMATURE.grade(0.5) is Severity.CRITICAL
+    assert PREMATURE.grade(0.3) is Severity.WARNING
+    assert PREMATURE.grade(0.2) is Severity.INFO
 
 
 def test_too_few_cuts_and_no_answer_are_not_classified():

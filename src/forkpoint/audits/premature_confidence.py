@@ -41,7 +41,7 @@ BELIEVED = 0.5
 """Probability from which on the model counts as giving an answer."""
 PREMATURE = Bounds(
     watch=0.25, sick=0.5,
-    source="confidence that is mere noise is premature in 0.56 (three cuts) to 0.89 (eleven) of the chains; bounds ours",
+    source="confidence that is mere noise is premature in 0.56 (three cuts) to 0.89 (eleven) of chains; bounds ours",
 )  # fmt: skip
 SHORTCUT = Bounds(watch=0.1, sick=0.25, source="the base's area is the yardstick, after TRACE, arXiv 2510.01367")
 UNMOVED = Bounds(watch=0.5, sick=0.9, source="half, nine tenths of the answers do not need their chain (ours)")
