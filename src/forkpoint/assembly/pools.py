@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from forkpoint.assembly.build import STAND_INS, Assembly, evaluation_budget
 from forkpoint.config.recipe import ForksStage, RLStage, TextStage, data_source
-from forkpoint.config.review import ReviewSettings
+from forkpoint.config.review import LessonSettings, ReviewSettings
 from forkpoint.errors import RecipeError
 from forkpoint.records import TextExample
 from forkpoint.seeds import Key
@@ -87,6 +87,8 @@ def _pool(source: TextSource, data: str, key: Key) -> tuple[list[TextExample], i
         return _stand_ins(source, teacher, plan), 0
     if kind == "edits":
         return _edits(source, teacher, plan)
+    if kind == "lessons":
+        return _lessons(source, teacher, plan)
     probe = assembly._probe(teacher, source.task)[0]
     pool = sampled_texts(source.task, teacher.texts, probe, plan, count=stage.examples, correct=kind == "rollouts")
     if not pool:
@@ -115,6 +117,21 @@ def _edits(source: TextSource, teacher: "Policy", plan: "SamplePlan") -> tuple[l
     if writer is not None:
         writer.keep_review(found.groups, found.reviews, found.edits, found.verifications, stage=stage.name)
         writer.event("review", found.line, stage=stage.name)
+    if not found.examples:
+        raise RecipeError(f"stage '{stage.name}': {found.line}; nothing is left to imitate.")
+    return list(found.examples), found.tokens
+
+
+def _lessons(source: TextSource, teacher: "Policy", plan: "SamplePlan") -> tuple[list[TextExample], int]:
+    """What the teacher writes with audited lessons in its prompt; the store keeps the lessons."""
+    from forkpoint.training.teaching import taught
+
+    stage, writer = source.stage, source.writer
+    probe = source.assembly.branching_probe(teacher, source.task, plan.key, plan.max_new_tokens)
+    found = taught(probe, source.task, teacher.texts, stage.lessons or LessonSettings(), plan, stage.examples)
+    if writer is not None:
+        writer.record_lessons(found.lessons)
+        writer.event("lessons", found.line, stage=stage.name)
     if not found.examples:
         raise RecipeError(f"stage '{stage.name}': {found.line}; nothing is left to imitate.")
     return list(found.examples), found.tokens

@@ -15,10 +15,16 @@ def check_review(where: str, stage: TextStage, task: Task, problem: Problem, *, 
         RecipeError: the task or the policy lacks what it needs; names what would work.
         TaskError: the task's settings forbid it.
     """
-    if data_source(stage.data)[0] != "edits":
-        return
-    if tabular:
+    kind = data_source(stage.data)[0]
+    if kind in ("edits", "lessons") and tabular:
         raise RecipeError(f"{where}: data = '{stage.data}' needs a causal language model, not a tabular policy.")
+    if kind == "lessons":
+        if not isinstance(task, Privileged):
+            raise RecipeError(f"{where}: data = '{stage.data}' needs `privileged_prompt`, which {task.name} lacks.")
+        for text in () if stage.lessons is None else stage.lessons.texts:
+            task.privileged_prompt(problem, text)
+    if kind != "edits":
+        return
     settings = stage.review or ReviewSettings()
     lacks = _lacking(settings, task)
     if lacks:

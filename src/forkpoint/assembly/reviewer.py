@@ -10,7 +10,7 @@ from forkpoint.assembly.subject import last_policy
 from forkpoint.config.load import load_recipe
 from forkpoint.config.recipe import ForksStage, RLStage
 from forkpoint.errors import ForkpointError
-from forkpoint.records import Group
+from forkpoint.records import Group, Problem
 from forkpoint.seeds import Key
 from forkpoint.store import RunReader, latest_checkpoint, stage_folder
 from forkpoint.store.checkpoints import checkpoint_update
@@ -45,6 +45,10 @@ class Reviewer:
             for purpose in (REVIEW,) if fresh else (TRAIN, REVIEW):
                 for update in reversed(reader.kept_updates(self.stage, purpose)):
                     yield from reader.groups(self.stage, update, purpose)
+
+    def some_problem(self) -> Problem:
+        """A training problem to try prompts on."""
+        return split_problems(self.task, self.key.child("example"), 1, evaluation=False)[0]
 
     def draw(self, problems: int, group_size: int, *, number: int) -> list[Group]:
         """Fresh rollouts on training problems; `number` tells the draws of one stage apart."""

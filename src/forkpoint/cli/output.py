@@ -103,6 +103,9 @@ def _sampled_for_texts(recipe: Recipe, stage: TextStage) -> dict[str, int]:
     kind, source = data_source(stage.data)
     if source is None:
         return {}
+    if kind == "lessons":
+        # How many lessons are proposed, and so tried, is not known beforehand.
+        return {"rollouts": stage.examples}
     review = stage.review or ReviewSettings()
     rollouts = review.problems * review.group_size if kind == "edits" else stage.examples
     longest = rollout_budget(recipe, recipe.get_stage(source)) or 0

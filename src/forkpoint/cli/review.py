@@ -181,3 +181,44 @@ def export(run: Path, out: Path, /, *, prefix: Annotated[bool, Parameter(negativ
     from forkpoint.cli.review_show import export_edits
 
     return export_edits(run, out, prefix=prefix)
+
+
+@app.command
+def lessons(
+    run: Path,
+    /,
+    *,
+    stage: Text = "",
+    add: tuple[str, ...] = (),
+    about: Text = "",
+    propose: Flag = False,
+    audit: Flag = False,
+    trials: Positive = 128,
+    json_: Json = False,
+) -> int:
+    """The lessons of a run, living and deleted; propose some, add some, try them.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    stage
+        The stage whose rollouts speak and whose last weights are asked; without it the last RL stage, else the last.
+    add
+        A lesson in the task's own language; may be repeated.
+    about
+        What a problem must share for the added lessons to be told; empty: every problem.
+    propose
+        Draw lessons from the rollouts that the run kept.
+    audit
+        Try every living lesson once: against none, a shuffled, an irrelevant and a corrupted one. Two failed audits
+        delete it.
+    trials
+        Most problems of an audit, five rollouts each.
+    json_
+        Print as JSON.
+    """
+    from forkpoint.cli.review_lessons import LessonRequest, lessons_run
+
+    asked = LessonRequest(stage=stage, add=add, about=about, propose=propose, audit=audit, trials=trials)
+    return lessons_run(run, asked, as_json=json_)

@@ -54,7 +54,7 @@ def propose_run(run: Path, asked: Asked, *, as_json: bool) -> int:
     reviewer = stage_reviewer(run, asked.stage or usual_stage(run))
     with RunReader(run) as reader:
         known = {review.rollout_id for review in reader.reviews()}
-    _tell(f"{reviewer.stage}: weights of update {reviewer.update}; at most {asked.budget} tokens of continuations")
+    tell(f"{reviewer.stage}: weights of update {reviewer.update}; at most {asked.budget} tokens of continuations")
     conduct = Conduct(
         max_new_tokens=reviewer.max_new_tokens, temperature=reviewer.temperature, sources=sources,
         localisation=Localisation(min_drop=asked.min_drop),
@@ -80,10 +80,10 @@ def propose_run(run: Path, asked: Asked, *, as_json: bool) -> int:
             proposals += len(found.edits)
             for drop in found.dropped:
                 if drop.source in ask:
-                    _tell(f"{drop.source}: dropped, {drop.reason}")
-            _tell(f"{done} rollouts, {hinges} hinges, {proposals} proposals, {spent} tokens")
+                    tell(f"{drop.source}: dropped, {drop.reason}")
+            tell(f"{done} rollouts, {hinges} hinges, {proposals} proposals, {spent} tokens")
             if over:
-                _tell("the budget is spent")
+                tell("the budget is spent")
                 break
     summary = {"stage": reviewer.stage, "reviewed": done, "hinges": hinges, "proposals": proposals, "tokens": spent}
     if as_json:
@@ -150,7 +150,7 @@ def _gate(reviewer: Reviewer, groups: Sequence[Group]) -> HintGate:
         problems or [group.problem for group in groups], reviewer.probe, key=reviewer.key,
         max_new_tokens=reviewer.max_new_tokens, temperature=reviewer.temperature,
     )  # fmt: skip
-    _tell(found.line)
+    tell(found.line)
     return found
 
 
@@ -161,7 +161,7 @@ def verify_run(run: Path, *, continuations: int, level: float, budget: int, as_j
         by_stage: dict[str, list[Edit]] = {}
         for edit in waiting:
             by_stage.setdefault(reader.rollout(edit.rollout_id).stage, []).append(edit)
-    _tell(f"{len(waiting)} proposals wait; at most {budget} tokens")
+    tell(f"{len(waiting)} proposals wait; at most {budget} tokens")
     told: list[Verification] = []
     spent = 0
     with RunWriter.open(run) as writer:
@@ -177,9 +177,9 @@ def verify_run(run: Path, *, continuations: int, level: float, budget: int, as_j
                 writer.record_verifications(found)
                 told += found
                 spent += int(sum(each.cost["sampled_tokens"] for each in found))
-                _tell(f"{len(told)} of {len(waiting)}: {sum(e.accepted for e in told)} accepted, {spent} tokens")
+                tell(f"{len(told)} of {len(waiting)}: {sum(e.accepted for e in told)} accepted, {spent} tokens")
                 if spent >= budget:
-                    _tell("the budget is spent")
+                    tell("the budget is spent")
                     break
     accepted = sum(each.accepted for each in told)
     if as_json:
@@ -233,5 +233,6 @@ def _chat(text: str) -> Mapping[str, Proposer]:
     return {model: chat_proposer(settings)}
 
 
-def _tell(line: str) -> None:
+def tell(line: str) -> None:
+    """One line on standard error."""
     print(visible(line), file=sys.stderr, flush=True)

@@ -12,13 +12,13 @@ from forkpoint.config.curriculum import Curriculum
 from forkpoint.config.distillation import Distillation
 from forkpoint.config.forks import ForkSettings
 from forkpoint.config.policies import Policy
-from forkpoint.config.review import Mix, ReviewSettings
+from forkpoint.config.review import LessonSettings, Mix, ReviewSettings
 from forkpoint.config.strict import Strict
 from forkpoint.errors import unknown_name
 
 MAX_ROLLOUTS = 1_000_000
 """Most rollouts of one batch: all of them are in memory at once."""
-ROLLOUT_DATA = ("rollouts", "samples", "edits")
+ROLLOUT_DATA = ("rollouts", "samples", "edits", "lessons")
 """What `data` may say before `:STAGE`."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
@@ -156,16 +156,19 @@ class TextStage(StageBase):
     kind: Literal["pretrain", "sft"]
     data: str = ""
     """A corpus of the task, or fresh rollouts of a stage's final policy on training problems: `rollouts:STAGE` (the
-    correct ones), `samples:STAGE` (all of them), `edits:STAGE` (what their review made of them)."""
+    correct ones), `samples:STAGE` (all of them), `edits:STAGE` (what their review made of them), `lessons:STAGE`
+    (written with audited lessons in the prompt, and imitated without)."""
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 128
     """Texts per update."""
     examples: Annotated[int, Field(ge=1, le=10_000_000)] = 4096
-    """How many rollouts `rollouts:STAGE` and `samples:STAGE` draw."""
+    """How many rollouts `rollouts:STAGE`, `samples:STAGE` and `lessons:STAGE` draw."""
     order: Literal["shuffled", "fixed", "descending_perplexity", "ascending_perplexity"] = "shuffled"
     """Of rollouts, since a corpus has no end.  `fixed`: one random order in every pass; `descending_perplexity`: what
     surprises the policy that the stage starts from most comes first, in every pass; `ascending_perplexity`: last."""
     review: ReviewSettings | None = None
     """How `edits:STAGE` reviews; without it the usual way."""
+    lessons: LessonSettings | None = None
+    """Which lessons `lessons:STAGE` tries; without it the usual way."""
     mix: Mix | None = None
     """Other texts in every update, so that the policy keeps what it can."""
 
@@ -180,7 +183,9 @@ class TextStage(StageBase):
             )
         if self.review is not None and kind != "edits":
             raise ValueError(f"review goes with data = 'edits:STAGE', not '{self.data}'")
-        if self.mix is not None and (data_source(self.mix.data)[0] == "edits" or self.order != "shuffled"):
+        if self.lessons is not None and kind != "lessons":
+            raise ValueError(f"lessons goes with data = 'lessons:STAGE', not '{self.data}'")
+        if self.mix is not None and (data_source(self.mix.data)[0] in ("edits", "lessons") or self.order != "shuffled"):
             raise ValueError("mix takes a corpus, rollouts or samples, and goes with order = 'shuffled'")
         return self
 

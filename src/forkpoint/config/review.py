@@ -37,6 +37,25 @@ class ReviewSettings(Strict):
     """Imitate the prefix of a fix too; `false`: the fix alone."""
 
 
+class LessonSettings(Strict):
+    """Lessons drawn from a stage's rollouts, audited, and distilled into the weights (docs/review/lessons.md)."""
+
+    texts: tuple[Annotated[str, Field(min_length=1, max_length=2000)], ...] = ()
+    """Lessons to try beside those that rollouts speak for."""
+    problems: Annotated[int, Field(ge=0, le=65_536)] = 64
+    """Training problems whose rollouts lessons are drawn from; 0: only `texts`."""
+    group_size: Annotated[int, Field(ge=1, le=4096)] = 4
+    """Rollouts of each."""
+    audits: Annotated[int, Field(ge=2, le=100)] = 2
+    """Times that every lesson is tried, on fresh problems each time; two failures delete it."""
+    trials: Annotated[int, Field(ge=1, le=65_536)] = 128
+    """Most problems of one audit, five rollouts each."""
+    most: Annotated[int, Field(ge=1, le=64)] = 2
+    """Most lessons in one prompt."""
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Chance that an audit passes any useless lesson."""
+
+
 class Mix(Strict):
     """Texts beside the data of a stage."""
 
