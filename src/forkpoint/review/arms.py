@@ -1,6 +1,6 @@
 """Continuations of a prefix, drawn in rounds: the two arms of a trial."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -47,14 +47,15 @@ class Arm:
         return 0 if self.ended else max(0, trials - len(self.outcomes)) * max(0, max_new_tokens - self.start)
 
 
-def draw(orders: Sequence[tuple[Arm, int]], probe: Probe) -> None:
-    """Grows each arm to so many trials: one `branch` for all of them, one `verify` for each problem.
+def draw(arms: Iterable[Arm], trials: int, probe: Probe) -> None:
+    """Grows each arm, named once or more often, to so many trials.
 
+    One `branch` for all of them, one `verify` for each problem.
     A fix that ends its rollout has one outcome, which is verified once and counts as often as it is asked for.
     """
     waiting: dict[str, tuple[Problem, list[tuple[Arm, Rollout, int]]]] = {}
     requests, owners = [], []
-    for arm, trials in orders:
+    for arm in dict.fromkeys(arms):
         problem = arm.step.problem
         row = waiting.setdefault(problem.key, (problem, []))[1]
         missing = range(len(arm.outcomes), trials)

@@ -51,7 +51,7 @@ class Question:
     text: str
     """The fix."""
     others: tuple[str, ...]
-    """Texts that came without knowledge of the answer: the step as it was, and steps that the policy drew itself."""
+    """Texts that came without knowledge of the answer, such as the step as it was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +104,7 @@ def leaks(questions: Sequence[Question], probe: Probe, *, key: Key, settings: Le
     rise = log mean_c p(a | c, fix) - max(log mean_c p(a | c), max_o log mean_c p(a | c, o))
 
     over the prompts c of other problems and the other texts o.  The answer a is what the task's `early_answer` writes
-    after the prefix and the fix.  What the policy writes without being told is no leak: it is among the o.
+    after the prefix and the fix.
     The prompts c come from `key` and the problem alone, so a fix is judged alike whatever else is asked.
     """
     pool = _pool(probe, key, settings.pool)

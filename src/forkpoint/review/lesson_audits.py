@@ -141,9 +141,9 @@ def audit_lessons(
 ) -> list[LessonAudit]:  # fmt: skip
     """The audit of each lesson, in order; asks the probe once for all rollouts.
 
-    `problems` are held out and differ from each other.  A lesson is tried on the first `plan.problems` of those that
-    it would be retrieved for, one rollout for each arm.  It passes if it beats none, shuffled and irrelevant, and if
-    the corrupted one, where there is any, does worse.  All three must hold, so the largest of the three p-values is
+    `problems` are held out; one that comes again is left out.  A lesson is tried on the first `plan.problems` of those
+    that it would be retrieved for, one rollout for each arm.  It passes if it beats none, shuffled and irrelevant, and
+    if the corrupted one, where there is any, does worse.  All three must hold, so the largest of the three p-values is
     one of the whole claim (intersection-union test, Berger 1982); Holm's factor over the lessons that were tried keeps
     the chance of any useless lesson among them passing at `level`.
 
@@ -176,9 +176,10 @@ def _trial(
     lesson: Lesson, problems: Sequence[Problem], task: Told, plan: TrialPlan, others: Sequence[Lesson]
 ) -> dict[Arm, dict[int, tuple[Key, TellingPlan]]]:
     """What each arm asks on each problem, by the place of the problem; rollouts without a lesson are shared."""
-    places = [place for place, one in enumerate(problems) if retrieve([lesson], one, task=one.task, most=1)]
+    first = {one.key: place for place, one in reversed(list(enumerate(problems)))}
+    fitting = [at for at in sorted(first.values()) if retrieve([lesson], problems[at], task=problems[at].task, most=1)]
     cells: dict[Arm, dict[int, tuple[Key, TellingPlan]]] = {arm: {} for arm in Arm}
-    for turn, place in enumerate(places[: plan.problems]):
+    for turn, place in enumerate(fitting[: plan.problems]):
         problem = problems[place]
         key = plan.key.child("audit", lesson.id, place, problem.key)
         bare = plan.key.child("audit", "none", place, problem.key)

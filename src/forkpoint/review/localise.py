@@ -56,7 +56,8 @@ def localise(
                 mine.go_on(draws, charge)
         if all(charge is None for charge in charges):
             # What does not fit though nothing else is under way will never fit.
-            waiting[0].stop()
+            for mine in waiting:
+                mine.stop()
     return [mine.review for mine in work]
 
 

@@ -46,9 +46,9 @@ def p_value_table(first: int, second: int) -> Table:
         np.maximum(summed, np.cumsum(np.outer(one, two).ravel()[order]), out=summed)
     # Equal p-values of Fisher come in together, however they were rounded.
     last = np.searchsorted(fisher[order], fisher[order] * (1 + 1e-9), side="right") - 1
-    table = np.empty_like(fisher)
-    table[order] = np.minimum(np.minimum(summed[last], fisher[order]), 1.0)
-    table = table.reshape(first + 1, second + 1)
+    found = np.empty_like(fisher)
+    found[order] = np.minimum(np.minimum(summed[last], fisher[order]), 1.0)
+    table = found.reshape(first + 1, second + 1)
     table.flags.writeable = False
     return table
 

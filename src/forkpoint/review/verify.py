@@ -125,7 +125,7 @@ def tried(edits: Sequence[Edit], groups: Sequence[Group], probe: Probe, *, setti
         running = [each for each in found if not each.reason and not each.stopped]
         _afford(running, trials, spent_tokens(found), settings, limit)
         running = [each for each in running if not each.stopped]
-        draw(_orders(running, trials), probe)
+        draw(_arms(running), trials, probe)
         for each in running:
             _look(each, trials, settings)
     return found
@@ -148,10 +148,8 @@ def _pair(each: Tried) -> tuple[Arm, Arm]:
     return each.arm, each.control
 
 
-def _orders(running: Sequence[Tried], trials: int) -> list[tuple[Arm, int]]:
-    """Every arm once, shared controls too."""
-    arms = dict.fromkeys(arm for each in running for arm in _pair(each))
-    return [(arm, trials) for arm in arms]
+def _arms(running: Sequence[Tried]) -> list[Arm]:
+    return [arm for each in running for arm in _pair(each)]
 
 
 def spent_tokens(tested: Sequence[Tried]) -> int:
@@ -186,35 +184,25 @@ def _look(each: Tried, trials: int, settings: Trials) -> None:
 def _find_leaks(
     found: Sequence[Tried], probe: Probe, rules: LeakSettings, key: Key, *, settings: Trials, limit: int | None
 ) -> None:
-    """Refuses fixes that give the answer away.
+    """Refuses fixes that give the answer away, held against the step as it was.
 
-    Those that alarm against the step as it was are held against the steps that the policy drew itself, which knew no
-    answer: a last step may well hold it.
+    What the policy wrote there itself, knowing no answer, is no leak: a last step may well hold the answer.
     """
     alive = [each for each in found if not each.reason]
-    suspects = [each for each, why in _judged(alive, probe, rules, key, drawn=0) if why]
-    _afford(suspects, settings.looks[0], 0, settings, limit)
-    draw([(_pair(each)[1], settings.looks[0]) for each in suspects if not each.stopped], probe)
-    for each, why in _judged(suspects, probe, rules, key, drawn=settings.looks[0]):
-        each.reason = why
-
-
-def _judged(
-    alive: Sequence[Tried], probe: Probe, rules: LeakSettings, key: Key, *, drawn: int
-) -> list[tuple[Tried, str]]:
-    """Why each fix is a leak, held against the step as it was and the first `drawn` that the policy drew."""
     questions = []
     for each in alive:
-        _, control = _pair(each)
-        step = control.step
-        old = probe.decode(step.rollout.tokens[step.start : step.end])
-        before = probe.decode(step.rollout.tokens[: step.start])
-        others = (old, *dict.fromkeys(control.steps[:drawn]))
-        questions.append(Question(problem=step.problem, before=before, text=each.edit.text, others=others))
-    judged = leaks(questions, probe, key=key, settings=rules)
-    for each, leak in zip(alive, judged, strict=True):
-        each.leak = leak.rise
-    return [(each, leak.reason(rules)) for each, leak in zip(alive, judged, strict=True)]
+        step = _pair(each)[1].step
+        before, old = (probe.decode(step.rollout.tokens[a:b]) for a, b in ((0, step.start), (step.start, step.end)))
+        questions.append(Question(problem=step.problem, before=before, text=each.edit.text, others=(old,)))
+    suspects = []
+    for each, leak in zip(alive, leaks(questions, probe, key=key, settings=rules), strict=True):
+        each.leak, each.reason = leak.rise, leak.reason(rules)
+        suspects += [each] if each.reason else []
+    _afford(suspects, settings.looks[0], 0, settings, limit)
+    draw([_pair(each)[1] for each in suspects if not each.stopped], settings.looks[0], probe)
+    for each in suspects:
+        if each.edit.text in _pair(each)[1].steps[: settings.looks[0]]:
+            each.reason = ""
 
 
 def accepted(tested: Sequence[Tried], *, level: float) -> list[bool]:
@@ -243,7 +231,7 @@ def confirmed(tested: Sequence[Tried], chosen: Sequence[bool], probe: Probe, *, 
             )
             again[place] = Tried(edit=each.edit, arm=arm, control=control, trials=settings.fresh)
     _afford(list(again.values()), settings.fresh, spent_tokens(tested), settings, settings.budget)
-    draw(_orders([each for each in again.values() if not each.short], settings.fresh), probe)
+    draw(_arms([each for each in again.values() if not each.short]), settings.fresh, probe)
     paid: set[Arm] = set()
     return [_verification(each, again.get(place), paid) for place, each in enumerate(tested)]
 
