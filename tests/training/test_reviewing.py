@@ -176,9 +176,30 @@ def test_a_fix_is_imitated_only_when_a_rerollout_confirmed_it(tmp_path):
         assert stored.edit.text not in ("", rollouts[stored.edit.rollout_id].text[stored.edit.start :])
 
 
+def test_successes_of_the_review_lie_beside_its_texts(tmp_path):
+    recipe = recipe_of("edits:base", edit="relabel")
+    stage = recipe.get_stage("learn")
+    assert stage.review is not None
+    shared = stage.model_copy(update={"review": stage.review.model_copy(update={"successes": 0.25})})
+    assembly = finished(tmp_path / "run", recipe)
+    policy = assembly._policy(assembly._final_checkpoint("base"))
+    plain, with_successes = (
+        text_draw(TextSource(assembly=assembly, stage=each, task=assembly.task(each), texts=policy.texts, writer=None))
+        for each in (stage, shared)
+    )
+    # They cost nothing more.
+    assert plain[1] == with_successes[1]
+    for update in (1, 2):
+        kinds = [text.provenance.partition(":")[0] for text in with_successes[0](update)]
+        assert (kinds.count("rollout"), kinds.count("relabelled")) == (2, 6)
+        assert {text.provenance.partition(":")[0] for text in plain[0](update)} == {"relabelled"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ('data = "edits:base"\norder = "fixed"\n[stage.review]\nsuccesses = 0.5', r"successes goes with order"),
+        ('data = "golden"\n[stage.lessons]\ntrials = 4', r"lessons goes with data = 'lessons:STAGE'"),
         ('data = "edits:none"', r"the earlier stage data = 'none' is not known"),
         ('data = "golden"\n[stage.review]\nproblems = 4', r"review goes with data = 'edits:STAGE'"),
         ('data = "golden"\n[stage.mix]\ndata = "edits:base"', r"mix takes a corpus, rollouts or samples"),

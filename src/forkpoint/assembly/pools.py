@@ -55,22 +55,26 @@ def text_draw(source: TextSource) -> "tuple[Draw, int]":
 
 def _draw(source: TextSource, data: str, key: Key, *, count: int) -> "tuple[Draw, int]":
     """`count` texts of one kind for each update, and the tokens sampled for them."""
-    from forkpoint.training.imitation import corpus_draw, pool_draw
+    from forkpoint.training.imitation import corpus_draw, joined_draw, pool_draw
     from forkpoint.training.ordering import ordered_draw
 
     if data_source(data)[1] is None:
         return corpus_draw(source.task, source.texts, data, key, count=count), 0
-    pool, spent = _pool(source, data, key.child("teacher"))
-    if source.stage.order == "shuffled":
+    pool, others, spent = _pool(source, data, key.child("teacher"))
+    if source.stage.order != "shuffled":
+        # Perplexity is that under the weights that the stage starts from, also after a resume.
+        assembly = source.assembly
+        start = assembly._policy(assembly._parent(source.stage))
+        return ordered_draw(pool, assembly._probe(start, source.task)[0], source.stage, key), spent
+    if not others or source.stage.review is None:
         return pool_draw(pool, key, count=count), spent
-    # Perplexity is that under the weights that the stage starts from, also after a resume.
-    assembly = source.assembly
-    start = assembly._policy(assembly._parent(source.stage))
-    return ordered_draw(pool, assembly._probe(start, source.task)[0], source.stage, key), spent
+    beside = min(max(1, round(source.stage.review.successes * count)), count - 1)
+    first = pool_draw(pool, key, count=count - beside)
+    return joined_draw(first, pool_draw(others, key.child("successes"), count=beside)), spent
 
 
-def _pool(source: TextSource, data: str, key: Key) -> tuple[list[TextExample], int]:
-    """What the final policy of another stage writes, judged and perhaps reviewed, and the tokens sampled for it."""
+def _pool(source: TextSource, data: str, key: Key) -> tuple[list[TextExample], list[TextExample], int]:
+    """What the final policy of another stage writes, what a review lays beside it, and the tokens sampled for both."""
     from forkpoint.training.imitation import sampled_texts
     from forkpoint.training.rollouts import SamplePlan
 
@@ -84,16 +88,17 @@ def _pool(source: TextSource, data: str, key: Key) -> tuple[list[TextExample], i
         temperature=drawing.temperature if isinstance(drawing, RLStage | ForksStage) else usual,
     )  # fmt: skip
     if assembly.unrun:
-        return _stand_ins(source, teacher, plan), 0
+        return _stand_ins(source, teacher, plan), [], 0
     if kind == "edits":
         return _edits(source, teacher, plan)
     if kind == "lessons":
-        return _lessons(source, teacher, plan)
+        texts, spent = _lessons(source, teacher, plan)
+        return texts, [], spent
     probe = assembly._probe(teacher, source.task)[0]
     pool = sampled_texts(source.task, teacher.texts, probe, plan, count=stage.examples, correct=kind == "rollouts")
     if not pool:
         raise RecipeError(f"stage '{stage.name}': none of {stage.examples} rollouts of '{drawing.name}' was correct.")
-    return pool, probe.cost["sampled_tokens"]
+    return pool, [], probe.cost["sampled_tokens"]
 
 
 def _stand_ins(source: TextSource, teacher: "Policy", plan: "SamplePlan") -> list[TextExample]:
@@ -107,7 +112,9 @@ def _stand_ins(source: TextSource, teacher: "Policy", plan: "SamplePlan") -> lis
     return [rollout_example(group.rollouts[0]) for group in groups]
 
 
-def _edits(source: TextSource, teacher: "Policy", plan: "SamplePlan") -> tuple[list[TextExample], int]:
+def _edits(
+    source: TextSource, teacher: "Policy", plan: "SamplePlan"
+) -> tuple[list[TextExample], list[TextExample], int]:
     """What the review of the teacher's rollouts made of them; the store keeps rollouts, reviews and edits."""
     from forkpoint.training.reviewing import reviewed
 
@@ -117,9 +124,12 @@ def _edits(source: TextSource, teacher: "Policy", plan: "SamplePlan") -> tuple[l
     if writer is not None:
         writer.keep_review(found.groups, found.reviews, found.edits, found.verifications, stage=stage.name)
         writer.event("review", found.line, stage=stage.name)
-    if not found.examples:
+    if not found.examples and not found.successes:
         raise RecipeError(f"stage '{stage.name}': {found.line}; nothing is left to imitate.")
-    return list(found.examples), found.tokens
+    if not found.examples:
+        # A round that proves nothing still has its successes.
+        return list(found.successes), [], found.tokens
+    return list(found.examples), list(found.successes), found.tokens
 
 
 def _lessons(source: TextSource, teacher: "Policy", plan: "SamplePlan") -> tuple[list[TextExample], int]:

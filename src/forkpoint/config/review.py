@@ -35,6 +35,9 @@ class ReviewSettings(Strict):
     """Smallest loss of the chance of success that is looked for."""
     prefix: bool = True
     """Imitate the prefix of a fix too; `false`: the fix alone."""
+    successes: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of every update's texts that are the review's own correct rollouts, which cost nothing more; 0 to below 1;
+    goes with order = "shuffled"."""
 
 
 class LessonSettings(Strict):

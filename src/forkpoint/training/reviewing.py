@@ -15,7 +15,7 @@ from forkpoint.review.postmortem import Review, Verification
 from forkpoint.review.verify import Trials
 from forkpoint.review.waste import wasted_spans
 from forkpoint.tasks.protocol import Demonstration, Task, split_problems
-from forkpoint.training.imitation import demonstration_example
+from forkpoint.training.imitation import demonstration_example, rollout_example
 from forkpoint.training.rollouts import SamplePlan, judged_groups
 
 
@@ -28,6 +28,8 @@ class Reviewed:
     reviews: tuple[Review, ...] = ()
     edits: tuple[Edit, ...] = ()
     verifications: tuple[Verification, ...] = ()
+    successes: tuple[TextExample, ...] = ()
+    """The correct rollouts as they are, where the settings ask for them."""
     tokens: int
     """Sampled, the rollouts' own included."""
     gate: str = ""
@@ -57,7 +59,13 @@ def reviewed(
     drawn = split_problems(task, plan.key.child("problems"), problems or settings.problems, evaluation=False)
     groups = judged_groups(probe, task, texts, drawn, replace(plan, group_size=settings.group_size))
     found = EDITORS[settings.edit](groups, probe, texts, settings, plan)
-    return replace(found, tokens=probe.cost["sampled_tokens"])
+    right = [
+        rollout_example(rollout)
+        for group in groups
+        for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True)
+        if verdict.correct and settings.successes
+    ]
+    return replace(found, successes=tuple(right), tokens=probe.cost["sampled_tokens"])
 
 
 def _told(groups: Sequence[Group], probe: Probe, texts: Texts, settings: ReviewSettings, plan: SamplePlan) -> Reviewed:
