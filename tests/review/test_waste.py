@@ -105,6 +105,19 @@ def test_a_step_that_changes_nothing_is_no_dead_end():
     assert found == (Span(start=1, end=3, why=Waste.NO_CHANGE), Span(start=5, end=6, why=Waste.NO_CHANGE))
 
 
+def test_a_pause_within_a_loop_is_part_of_the_dead_end():
+    class Line:
+        """The state is a place on a line."""
+
+        def cut_points(self, problem, rollout):
+            return range(len(rollout.tokens))
+
+        def state(self, problem, transcript):
+            return str(transcript.count("R") - transcript.count("L"))
+
+    assert wasted_spans(HAND, written_rollout(HAND, "R.LR"), Line()) == (Span(start=0, end=3, why=Waste.DEAD_END),)
+
+
 def test_tasks_without_states_and_tokens_without_texts():
     assert wasted_spans(HAND, written_rollout(HAND, "dsabc"), object()) == ()
     sums = arithmetic.Arithmetic()

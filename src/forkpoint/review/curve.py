@@ -51,7 +51,7 @@ def value_curve(successes: Sequence[int], trials: Sequence[int], *, end: int, dr
     """
     seen = len(trials)
     s, n = np.asarray(successes)[:, None], np.asarray(trials)[:, None]
-    likely = np.vstack([LEVELS**s * (1 - LEVELS) ** (n - s), np.where(LEVELS == end, 1.0, 0.0)])
+    likely = np.vstack([LEVELS**s * (1 - LEVELS) ** (n - s), np.equal(LEVELS, end)])
     likely /= likely.max(axis=1, keepdims=True)
     moves = _moves(min(0.5, CHANGES / seen))
     falls = np.subtract.outer(LEVELS, LEVELS)

@@ -1,0 +1,85 @@
+"""Texts in one order for every pass: by perplexity, at random, and what has no order."""
+
+import numpy as np
+import pytest
+from tiny_runs import BASE, After, differences, fingerprint, finished, make_run, resume, status, tiny_recipe
+
+from forkpoint.cli.worker import work
+from forkpoint.errors import RecipeError
+from forkpoint.records import TextExample, frozen_array
+from forkpoint.seeds import Key
+from forkpoint.training.ordering import ordered_draw
+
+
+class Scores:
+    """Log-probabilities by the second token of a text; counts what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def score(self, requests):
+        self.asked += requests
+        return [
+            frozen_array(np.full(len(request.tokens), -float(request.tokens[0])), np.float32) for request in requests
+        ]
+
+
+def text(*tokens):
+    return TextExample(
+        tokens=frozen_array(tokens, np.int32), loss_mask=frozen_array([False] + [True] * (len(tokens) - 1), np.bool_),
+        provenance=str(tokens),
+    )  # fmt: skip
+
+
+def test_texts_come_most_surprising_first_in_every_pass():
+    pool = [text(9, 1, 1), text(9, 5), text(9, 3, 3, 3), text(9, 4)]
+    stage = tiny_recipe(BASE + ORDERED, overrides=("stage.sft.batch_size=3",)).stage[1]
+
+    def seen(order):
+        draw = ordered_draw(pool, probe, stage.model_copy(update={"order": order}), Key.root(0))
+        return [example.provenance for update in (1, 2, 3, 4) for example in draw(update)]
+
+    probe = Scores()
+    surprising = ["(9, 5)", "(9, 4)", "(9, 3, 3, 3)", "(9, 1, 1)"]
+    assert seen("descending_perplexity") == surprising * 3
+    assert len(probe.asked) == 4
+    assert seen("ascending_perplexity") == surprising[::-1] * 3
+    probe = Scores()
+    once = seen("fixed")
+    assert once == once[:4] * 3
+    assert sorted(once[:4]) == sorted(surprising)
+    assert not probe.asked
+    ordered_draw(pool, probe, stage, Key.root(0))
+    assert [list(request.prompt_tokens) for request in probe.asked] == [[9]] * 4
+
+
+ORDERED = """
+[[stage]]
+name = "sft"
+kind = "sft"
+from = "base"
+data = "rollouts:base"
+order = "descending_perplexity"
+examples = 48
+updates = 4
+batch_size = 4
+learning_rate = 0.01
+checkpoint_every = 1
+"""
+
+
+def test_ordered_texts_resume_exactly(tmp_path):
+    recipe = tiny_recipe(BASE + ORDERED, overrides=("stage.base.updates=2",))
+    whole = fingerprint(finished(tmp_path / "whole", recipe))
+    pieces = make_run(tmp_path / "pieces", recipe)
+    work(pieces, After(5))
+    assert status(pieces.run)["sft"] == "stopped"
+    resume(pieces)
+    assert differences(fingerprint(pieces), whole) == []
+    plain = tiny_recipe(BASE + ORDERED, overrides=("stage.base.updates=2", "stage.sft.order=shuffled"))
+    assert "weights sft" in differences(fingerprint(finished(tmp_path / "plain", plain)), whole)
+
+
+def test_an_endless_corpus_has_no_order():
+    with pytest.raises(RecipeError, match="has no end"):
+        tiny_recipe(BASE, overrides=("stage.base.order=descending_perplexity",))
