@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,7 @@ from forkpoint.conformance import check_task
 from forkpoint.errors import TaskError
 from forkpoint.probe import Answerable, Privileged, Stateful, Stepped, Teachable
 from forkpoint.records import Outcome, Problem
-from forkpoint.seeds import Key
+from forkpoint.seeds import Key, content_hash
 from forkpoint.tasks.dialect import OPERATIONS, READINGS, SIGNS, Dialect, Settings, apply, build, lesson_text, reading
 from forkpoint.tasks.protocol import split_problems
 from forkpoint.verifiers.outside import written_rollout
@@ -219,4 +220,9 @@ def test_the_splits_do_not_meet():
     held_out = {problem.key for problem in split_problems(TASK, Key.root(1), 100, evaluation=True)}
     assert len(held_out) == 100
     assert not train & held_out
+    for name in TASK.corpora:
+        for text in itertools.islice(TASK.corpus(name, Key.root(2)), 100):
+            question, answer = text.prompt.rpartition("|")[2], text.text.strip().rpartition("#")[2]
+            key = content_hash("dialect", question, answer)
+            assert not replace(SINGLE, key=key).is_evaluation
     assert isinstance(TASK, Dialect)

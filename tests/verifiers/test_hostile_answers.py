@@ -9,12 +9,12 @@ from forkpoint.records import Outcome, Rollout, StopReason
 from forkpoint.seeds import Key
 from forkpoint.tasks.arithmetic import Arithmetic
 from forkpoint.tasks.countdown import Countdown
-from forkpoint.tasks.dialect import Dialect
+from forkpoint.tasks.dialect import Dialect, Settings
 from forkpoint.tasks.keychain import KeyChain
 from forkpoint.verifiers.answers import final_answer
 from forkpoint.verifiers.exact import exact_verdict
 
-TASKS = [Arithmetic(), Countdown(), KeyChain(), Dialect()]
+TASKS = [Arithmetic(), Countdown(), KeyChain(), Dialect(Settings(world="+++", modulus=10))]
 PIECES = {
     "empty": "",
     "space": " \t\n\u2028\u00a0",
