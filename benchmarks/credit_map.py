@@ -13,6 +13,7 @@ see the same problems.
 import argparse
 import json
 import multiprocessing
+import os
 import sys
 import time
 import tomllib
@@ -89,9 +90,12 @@ def work(asked: Asked, cache: Path, deadline: float) -> str:
     """Runs one cell in this process."""
     torch.set_num_threads(1)
 
+    parent = os.getppid()
+
     def late(line: str) -> None:
         del line
-        if time.time() > deadline:
+        # Nobody waits for the cell of a process that was killed.
+        if time.time() > deadline or os.getppid() != parent:
             raise ForkpointError("the budget is spent")
 
     found = run_cell(make_cell(asked, read_experiment(), cache), CELLS / asked.variant, late)

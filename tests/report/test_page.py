@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import report_examples as examples
 
+from forkpoint.config import parse_recipe
 from forkpoint.errors import StoreError
 from forkpoint.records import Group, Outcome, Problem, UpdateRecord, Verdict, frozen_array
 from forkpoint.report import render_report, run_summary, write_report
 from forkpoint.report.rollouts import MAX_TOKENS, pick_examples, shade, token_views
+from forkpoint.report.summary import stage_data
 from forkpoint.store import Evaluation, RunReader, StageStatus, evaluation_results
 
 VOID = {"meta", "link", "br"}
@@ -307,3 +309,13 @@ def test_the_package_never_imports_torch(run):
         "assert not {'torch', 'transformers', 'scipy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(run)], check=True, timeout=120)
+
+
+def test_what_a_stage_learns_from_is_said_in_full():
+    head = '[policy]\nkind = "tiny"\n[task]\nname = "paths"\n[evaluation]\nmax_new_tokens = 8\nproblems = 2\n'
+    texts = '[[stage]]\nname = "a"\nkind = "pretrain"\nupdates = 0\n[[stage]]\nname = "b"\nkind = "sft"\nupdates = 1\n'
+    more = '[stage.review]\nedit = "prune"\n[stage.mix]\ndata = "golden"\nshare = 0.25\n'
+    recipe = parse_recipe(f'name = "x"\n{head}{texts}data = "edits:a"\n{more}')
+    assert stage_data(recipe, "a") == "nothing"
+    assert stage_data(recipe, "b") == "edits:a (prune), 25% golden"
+    assert stage_data(recipe, "c") == stage_data(None, "b") == ""

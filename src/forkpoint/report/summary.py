@@ -152,7 +152,9 @@ def stage_data(recipe: Recipe | None, stage: str) -> str:
         return ""
     mine = recipe.get_stage(stage)
     if isinstance(mine, TextStage):
-        return mine.data or "nothing"
+        edited = "" if mine.review is None else f" ({mine.review.edit})"
+        mixed = "" if mine.mix is None else f", {mine.mix.share:.0%} {mine.mix.data}"
+        return f"{mine.data}{edited}{mixed}" if mine.data else "nothing"
     if isinstance(mine, ForksStage):
         return f"rollouts of {mine.from_}: {mine.problems} problems, {mine.group_size} rollouts each, sampled once"
     return f"its own rollouts: {mine.problems_per_update} problems, {mine.group_size} rollouts each"
