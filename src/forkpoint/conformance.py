@@ -1,12 +1,31 @@
-"""Checks for the authors of tasks, verifiers, credit rules and samplers; our own pass the same ones."""
+"""Checks for the authors of tasks, verifiers, credit rules, samplers and audits; our own pass the same ones."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import hashlib
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
+from forkpoint.audits.subject import Subject
 from forkpoint.probe import Probe, Sampler, SampleRequest
-from forkpoint.records import Batch, Credit, Outcome, Problem, Rollout, Verdict
+from forkpoint.records import (
+    Batch,
+    Bools,
+    Contents,
+    Credit,
+    Finding,
+    Outcome,
+    Problem,
+    Records,
+    Rollout,
+    Severity,
+    Verdict,
+    frozen_array,
+)
 from forkpoint.seeds import Key
 from forkpoint.tasks.protocol import Task
 from forkpoint.verifiers.outside import written_rollout
@@ -27,6 +46,19 @@ HOSTILE = (
 """Texts that no verifier may accept, hang on, or raise for."""
 
 
+Audit: TypeAlias = Callable[[Records, Probe | None], list[Finding]]
+UNKNOWN: Mapping[str, tuple[str, float]] = MappingProxyType(
+    {
+        "updates": ("update", 0), "length": ("length", 0), "correct": ("correct", -1), "outcomes": ("outcome", -1),
+        "stops": ("stop", -1), "reward": ("reward", math.nan), "difficulty": ("difficulty", math.nan),
+    }
+)  # fmt: skip
+"""Names of `Records.has` with the column that they are about and what stands there when nothing is known."""
+UNDECLARED: Mapping[str, Sequence[str]] = MappingProxyType({})
+SAID = frozenset(field.name for field in fields(Contents))
+LOOKED_AT = 64
+"""Rollouts whose contents are compared before and after."""
+RAISED = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 MAX_FAILURES = 3
 """Reference answers in a row on which a verifier may fail before a task is given up."""
 
@@ -132,3 +164,144 @@ def check_sampler(sampler: Sampler, requests: Sequence[SampleRequest]) -> list[s
         if name not in again or again[name].tokens.tobytes() != rollout.tokens.tobytes():
             faults.append(f"{name}: another rollout when asked again")
     return faults
+
+
+def check_audit(
+    audit: Audit,
+    records: Records,
+    probe: Probe | None = None,
+    *,
+    needs: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> list[str]:
+    """Faults of an audit on some records; `needs` is what each part of it declares (docs/audits.md).
+
+    It finds the same when asked again and leaves the records alone; it does not raise where something is unknown, with
+    nothing but what a part needs, without a probe, or without rollouts; without any of its needs it finds nothing.
+    Findings have one audit's name, a severity, a claim of one line that ends in a full stop, a finite value inside its
+    interval, a threshold where they are bad, and evidence that is in the records or among the probe's rollouts.
+    """
+    before = _digest(records)
+    found, raised = _asked(audit, records, probe)
+    if raised:
+        return [f"raises {raised}"]
+    if not isinstance(found, list) or not all(isinstance(each, Finding) for each in found):
+        return [f"gives {str(found)[:60]!r}, which is no list of findings"]
+    faults = list(_answer_faults(found, records, probe))
+    if repr(_asked(audit, records, probe)[0]) != repr(found):
+        faults.append("finds something else when asked again")
+    if _digest(records) != before:
+        faults.append("changes the records")
+    for what, fewer, asked in _poorer(records, probe, needs):
+        raised = _asked(audit, fewer, asked)[1]
+        faults += [f"raises {raised} {what}"] if raised else []
+    declared = {name for names in needs.values() for need in names for name in need.split("|")}
+    empty = _some(without(records, records.has), np.zeros(len(records), np.bool_))
+    silent = [("without rollouts", replace(empty, base=None))]
+    silent += [("without anything that it needs", without(records, declared & records.has))] if declared else []
+    for what, fewer in silent:
+        found, raised = _asked(audit, fewer, None)
+        faults += [f"raises {raised} {what}"] if raised else []
+        faults += [f"finds {found[0].claim!r} {what}"] if found and not raised else []
+    return faults
+
+
+def _poorer(
+    records: Records, probe: Probe | None, needs: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[str, Records, Probe | None]]:
+    """Records with something missing, in words."""
+    for name in sorted(records.has):
+        yield f"without {name}", without(records, {name}), probe
+    for part, names in needs.items():
+        declared = {name for need in names for name in need.split("|")}
+        yield f"with all that '{part}' needs and no more", without(records, records.has - declared), probe
+    yield "without anything to compare with", replace(records, base=None), probe
+    yield "without a probe", records, None
+
+
+def _asked(audit: Audit, records: Records, probe: Probe | None) -> tuple[list[Finding], str]:
+    """The findings, or what was raised."""
+    try:
+        return audit(records, probe), ""
+    except RAISED as error:
+        return [], f"{type(error).__name__}: {str(error)[:80]}"
+
+
+def _answer_faults(found: Sequence[Finding], records: Records, probe: Probe | None) -> Iterator[str]:
+    if len({finding.audit for finding in found}) > 1 or not all(finding.audit for finding in found):
+        yield f"goes by the names {sorted({finding.audit for finding in found})}, needed is one"
+    known = {name.decode("utf-8", "replace") for each in (records, records.base) if each for name in each.ids.tolist()}
+    if isinstance(probe, Subject):
+        known |= {rollout.id for group in probe.groups for rollout in group.rollouts}
+    for finding in found:
+        yield from (f"{str(finding.claim)[:40]!r}: {fault}" for fault in _finding_faults(finding, known))
+
+
+def _finding_faults(finding: Finding, known: Collection[str]) -> Iterator[str]:
+    if not isinstance(finding.severity, Severity):
+        yield f"severity {finding.severity!r} is none of {', '.join(Severity)}"
+    elif finding.severity is not Severity.INFO and finding.threshold is None:
+        yield f"is a {finding.severity} without a threshold"
+    claim = finding.claim
+    if not isinstance(claim, str) or not claim.endswith(".") or len(claim.splitlines()) != 1:
+        yield "a claim is one line that ends in a full stop"
+    numbers = [finding.value, *(finding.interval or ()), *([] if finding.threshold is None else [finding.threshold])]
+    if not all(isinstance(number, int | float | np.number) and math.isfinite(number) for number in numbers):
+        yield f"a number is not finite: {numbers}"
+    elif finding.interval is not None:
+        low, high = finding.interval
+        room = 1e-9 * max(1.0, abs(finding.value))
+        if not low - room <= finding.value <= high + room:
+            yield f"value {finding.value:g} is outside of its interval {low:g} to {high:g}"
+    strange = [name for name in finding.evidence if name not in known]
+    if strange:
+        yield f"evidence {strange[0]!r} is no rollout of the records"
+
+
+def without(records: Records, names: Collection[str]) -> Records:
+    """The records as if some of what `Records.has` names had never been known."""
+    gone = set(names)
+    kept = _some(records, records.training) if "evaluations" in gone else records
+    blank: dict[str, Any] = {}
+    for name in gone & UNKNOWN.keys():
+        column, value = UNKNOWN[name]
+        blank[column] = frozen_array(np.full(len(kept), value), getattr(kept, column).dtype.type)
+    if "groups" in gone:
+        blank["group"] = frozen_array(np.arange(len(kept)), np.uint64)
+    blank |= {name: {} for name in gone & {"parts", "metrics"}}
+    unsaid = gone & SAID | ({"loss_mask"} if "tokens" in gone else set())
+    return replace(
+        kept, has=records.has - gone, base=None if kept.base is None else without(kept.base, names),
+        contents=lambda rows: (replace(said, **dict.fromkeys(unsaid)) for said in kept.contents(rows)), **blank,
+    )  # fmt: skip
+
+
+def _some(records: Records, mask: Bools) -> Records:
+    """Some of the rollouts."""
+    rows = np.flatnonzero(mask)
+    columns: dict[str, Any] = {
+        name: frozen_array(column[rows], column.dtype.type) for name, column in _columns(records)
+    }
+    parts = {name: frozen_array(values[rows], np.float32) for name, values in records.parts.items()}
+    return replace(records, parts=parts, contents=lambda asked: records.contents(rows[asked]), **columns)
+
+
+def _columns(records: Records) -> Iterator[tuple[str, NDArray[Any]]]:
+    for field in fields(records):
+        value = getattr(records, field.name)
+        if isinstance(value, np.ndarray):
+            yield field.name, value
+
+
+def _digest(records: Records) -> str:
+    """A hash of all that the records hold, and of what the first rollouts said."""
+    digest = hashlib.sha256(repr((sorted(records.has), records.purposes, records.unit, records.skipped)).encode())
+    arrays = [*_columns(records), *sorted(records.parts.items())]
+    arrays += [(name, values) for name, pair in sorted(records.metrics.items()) for values in pair]
+    rows = np.flatnonzero(records.kept)[:LOOKED_AT]
+    for said in records.contents(rows):
+        for name in sorted(SAID):
+            value = getattr(said, name)
+            arrays += [(name, value)] if isinstance(value, np.ndarray) else []
+    for name, values in arrays:
+        digest.update(f"{name} {values.dtype} {values.shape} ".encode() + values.tobytes())
+    return digest.hexdigest()

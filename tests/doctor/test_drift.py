@@ -287,6 +287,6 @@ def test_a_recipe_can_turn_it_off(tmp_path):
         from_writer = type("Writer", (), {"event": print})()
         return [type(hook).__name__ for hook in assembly.stage_context("rl", from_writer, lambda: False).hooks]
 
-    assert hooks() == ["DoctorHook", "DriftHook"]
-    assert hooks("doctor.drift=off") == ["DoctorHook"]
+    assert hooks() == ["DoctorHook", "DriftHook", "HealthHook"]
+    assert hooks("doctor.drift=off") == ["DoctorHook", "HealthHook"]
     assert Path(tmp_path / "0").is_dir()

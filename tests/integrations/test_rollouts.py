@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from forkpoint.errors import ForkpointError
-from forkpoint.integrations import rollout_files
+from forkpoint.integrations import rollout_files, rollouts_trl
 from forkpoint.integrations.rollouts import FORMATS, detect, foreign_records
 from forkpoint.records import STOPS, StopReason
 
@@ -132,6 +132,54 @@ def test_trl_as_parquet_and_csv(tmp_path):
     assert records.update.tolist() == [10] * 3 + [20] * 3
     assert [part.text for part in said] == ["it is 4"] * 6
     assert records.unit == "characters"
+
+
+def test_a_table_that_trl_writes_again_counts_once(tmp_path):
+    """Two updates for each batch: TRL logs the batch of step 1 again at step 2, that of step 3 again at step 4."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    batches = [[{**TRL, "completion": f"it is {batch + place}"} for place in range(3)] for batch in (0, 10)]
+    folder = tmp_path / "completions"
+    folder.mkdir()
+    written = []
+    for step, batch in ((1, 0), (2, 0), (3, 1), (4, 1), (10, 0)):
+        rows = [{**row, "step": step} for row in batches[batch]]
+        written += rows
+        parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"completions_{step:05d}.parquet")
+    records, said = one(folder)
+    # Only what repeats the table just before is the same batch.
+    assert records.update.tolist() == [1] * 3 + [3] * 3 + [10] * 3
+    assert [part.text for part in said] == [f"it is {number}" for number in (0, 1, 2, 10, 11, 12, 0, 1, 2)]
+    assert records.ids[3] == b"completions/completions_00003.parquet:1"
+    with (tmp_path / "all.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(TRL))
+        writer.writeheader()
+        writer.writerows(written)
+    assert one(tmp_path / "all.csv")[0].update.tolist() == [1] * 3 + [3] * 3 + [10] * 3
+    # One other advantage makes another batch.
+    rows = [{**row, "step": 2} for row in batches[0][:2]] + [{**batches[0][2], "step": 2, "advantage": 0.1}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "completions_00002.parquet")
+    assert one(folder)[0].update.tolist() == [1] * 3 + [2] * 3 + [3] * 3 + [10] * 3
+
+
+def test_large_tables_are_taken_as_they_come(monkeypatch):
+    monkeypatch.setattr(rollouts_trl, "MAX_TABLE", 2)
+    entries = [(0, place, place, {"step": place // 3, "completion": place % 3}) for place in range(9)]
+    assert list(rollouts_trl.fresh(entries)) == entries
+    monkeypatch.setattr(rollouts_trl, "MAX_TABLE", 3)
+    assert list(rollouts_trl.fresh(entries)) == entries[:3]
+    assert list(rollouts_trl.fresh([])) == []
+
+
+@pytest.mark.parametrize("name", ["correct", "reward"])
+def test_a_reward_function_may_have_the_name_of_a_field(tmp_path, name):
+    """TRL names the column after the function; the other columns still count."""
+    row = {key: value for key, value in TRL.items() if key != "accuracy_reward"} | {name: 1.0}
+    assert detect((lines(tmp_path / "a.jsonl", row),)) == "trl"
+    records, _ = one(tmp_path / "a.jsonl")
+    assert records.reward.tolist() == [1.5]
+    assert records.correct.tolist() == ([1] if name == "correct" else [-1])
+    assert detect((lines(tmp_path / "b.jsonl", {**PLAIN, "reward": 1.0}),)) == "plain"
 
 
 def test_correct_can_be_told_from_the_reward(tmp_path):

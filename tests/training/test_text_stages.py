@@ -17,10 +17,10 @@ from forkpoint.tasks.protocol import Demonstration
 from forkpoint.training.imitation import (
     TextTraining,
     corpus_draw,
-    sampled_texts,
     demonstration_example,
     pool_draw,
     rollout_example,
+    sampled_texts,
     weighted_rows,
 )
 from forkpoint.training.rollouts import SamplePlan, sample_requests

@@ -155,6 +155,7 @@ class Assembly:
     def _hooks(self, stage: AnyStage, writer: "RunWriter") -> "tuple[Hook, ...]":
         from forkpoint.doctor import DoctorHook
         from forkpoint.doctor.drift import DriftHook
+        from forkpoint.training.health import HealthHook
 
         settings = self.recipe.doctor
         hooks: list[Hook] = []
@@ -170,6 +171,13 @@ class Assembly:
                     tell=lambda line: writer.event("drift", line, stage=stage.name), stop=settings.drift == "stop"
                 )
             )
+        if isinstance(stage, RLStage) and self.recipe.audits.every:
+            health = HealthHook(
+                tell=lambda line: writer.event("audit", line, stage=stage.name), settings=self.recipe.audits,
+                # A table knows no reasoning but the moves that are legal after its own prompt.
+                crossing=not isinstance(self.recipe.policy, TabularPolicy),
+            )  # fmt: skip
+            hooks.append(health)
         return tuple(hooks)
 
     def _policy(self, folder: Path | None) -> "Policy":

@@ -112,6 +112,17 @@ class Doctor(Strict):
     stage that is sick of them."""
 
 
+class Audits(Strict):
+    """When RL stages are audited while they run (docs/audits.md); no finding stops one."""
+
+    every: Annotated[int, Field(ge=0, le=10_000_000)] = 50
+    """Updates between audits; 0: none."""
+    pairs: Annotated[int, Field(ge=0, le=4096)] = 64
+    """Most reasonings that are scored after each other's prompts; 0: the audits of records alone."""
+    share: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Most of the stage's cost that this scoring may take, counted in forwards; fewer reasonings where it would."""
+
+
 class StageBase(Strict):
     """What every stage has."""
 
@@ -183,6 +194,8 @@ class TextStage(StageBase):
             )
         if self.review is not None and kind != "edits":
             raise ValueError(f"review goes with data = 'edits:STAGE', not '{self.data}'")
+        if self.review is not None and self.review.successes and self.order != "shuffled":
+            raise ValueError("review.successes goes with order = 'shuffled'")
         if self.lessons is not None and kind != "lessons":
             raise ValueError(f"lessons goes with data = 'lessons:STAGE', not '{self.data}'")
         if self.mix is not None and (data_source(self.mix.data)[0] in ("edits", "lessons") or self.order != "shuffled"):
@@ -291,6 +304,7 @@ class Recipe(Strict):
     """`name` and the settings of a task: see `forkpoint task show NAME`."""
     evaluation: Evaluation = Evaluation()
     doctor: Doctor = Doctor()
+    audits: Audits = Audits()
     stage: Annotated[tuple[Stage, ...], Field(min_length=1)]
 
     @model_validator(mode="after")

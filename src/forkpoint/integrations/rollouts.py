@@ -1,6 +1,6 @@
 """Rollouts of another trainer in, the records that audits read out: arrays, and texts that are read when asked for."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +19,7 @@ from forkpoint.integrations import (
 )
 from forkpoint.integrations.rollout_fields import Raw, RolloutsError, Where
 from forkpoint.integrations.rollout_files import HALF, SOURCES, rollout_files
+from forkpoint.integrations.rollouts_trl import Entry
 from forkpoint.records import Contents, Records
 
 FILE_BITS = 40
@@ -31,6 +32,8 @@ class Format:
 
     matches: Callable[[Raw], bool]
     row: Callable[[Raw, Where], Row]
+    fresh: Callable[[Iterable[Entry]], Iterator[Entry]] = iter
+    """The entries without what the trainer wrote again."""
 
 
 FORMATS: Mapping[str, Format] = MappingProxyType(
@@ -38,7 +41,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "inspect": Format(rollouts_inspect.matches, rollouts_inspect.row),
         "prime-rl": Format(rollouts_prime_rl.matches, rollouts_prime_rl.row),
         "verl": Format(rollouts_verl.matches, rollouts_verl.row),
-        "trl": Format(rollouts_trl.matches, rollouts_trl.row),
+        "trl": Format(rollouts_trl.matches, rollouts_trl.row, rollouts_trl.fresh),
         "plain": Format(rollouts_plain.matches, rollouts_plain.row),
     }
 )
@@ -53,6 +56,15 @@ class Foreign:
     name: str
     """Of the format."""
     correct_at: float | None = None
+
+    def entries(self) -> Iterator[Entry]:
+        """All entries of all files, without those that are there twice."""
+        every = (
+            (file, place, line, raw)
+            for file, path in enumerate(self.files)
+            for place, line, raw in SOURCES[path.suffix].entries(path)
+        )
+        return FORMATS[self.name].fresh(every)
 
     def row(self, raw: Raw, file: int, line: int) -> Row:
         """The rollout of an entry."""
@@ -108,16 +120,15 @@ def foreign_records(
     source = Foreign(files=files, name=detect(files, format), correct_at=correct_at)
     builders: dict[str, Builder] = {}
     skipped = count = 0
-    for file, name in enumerate(files):
-        for place, line, raw in SOURCES[name.suffix].entries(name):
-            if raw is HALF:
-                skipped += 1
-                continue
-            row = source.row(raw, file, line)
-            builders.setdefault(row.stage, Builder()).add(row, (file << FILE_BITS) | place)
-            count += 1
-            if told is not None and count % 10_000 == 0:
-                told(count)
+    for file, place, line, raw in source.entries():
+        if raw is HALF:
+            skipped += 1
+            continue
+        row = source.row(raw, file, line)
+        builders.setdefault(row.stage, Builder()).add(row, (file << FILE_BITS) | place)
+        count += 1
+        if told is not None and count % 10_000 == 0:
+            told(count)
     made = [builder.records(source.contents, run=str(path)) for builder in builders.values()]
     # The half-written entries are of the last stage.
     return [*made[:-1], *(replace(records, skipped=skipped) for records in made[-1:])]

@@ -174,6 +174,11 @@ class RunWriter:
             for evaluation in evaluations:
                 self._replace_evaluation(update.stage, update.update, evaluation)
 
+    def record_metrics(self, stage: str, update: int, metrics: Mapping[str, float]) -> None:
+        """Write more metrics of an update; one of the same name is replaced."""
+        with transaction(self._connection, "metrics"):
+            self._insert_metrics(stage, update, metrics)
+
     def record_rollouts(
         self, groups: Sequence[Group], credits: Sequence[Credit] = (), *, stage: str, update: int, purpose: str
     ) -> None:

@@ -1,7 +1,7 @@
 """What looks at a stage from outside while it runs: the doctor, audits."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -9,7 +9,7 @@ from forkpoint.config.recipe import AnyStage
 from forkpoint.errors import ForkpointError
 from forkpoint.policies.protocol import Policy
 from forkpoint.probe import Probe
-from forkpoint.records import Finding
+from forkpoint.records import Finding, Group
 from forkpoint.seeds import Key
 from forkpoint.tasks.protocol import Task
 from forkpoint.training.unit import Step, Training
@@ -43,6 +43,10 @@ class Inspection:
     audit: str
     """Whose findings these are: they replace earlier ones of the same update."""
     findings: tuple[Finding, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Of the update that was just made."""
+    evidence: tuple[Group, ...] = ()
+    """Rollouts that findings name and the store did not keep, all of one update."""
     stop: ForkpointError | None = None
 
 

@@ -34,6 +34,8 @@ from forkpoint.training.unit import Step, Training
 
 KEPT_GROUPS = 64
 """Groups of a stage's last evaluation that stay in the store as evidence."""
+EVIDENCE = "evidence"
+"""The purpose of rollouts that are kept only because a finding names them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +184,11 @@ class _Running:
             )  # fmt: skip
             if found is None:
                 continue
+            if found.metrics:
+                self.writer.record_metrics(self.stage.name, self.done, found.metrics)
+            if found.evidence:
+                update = found.evidence[0].rollouts[0].update
+                self.writer.record_rollouts(found.evidence, stage=self.stage.name, update=update, purpose=EVIDENCE)
             if found.findings:
                 self.writer.record_findings(
                     found.findings, audits=(found.audit,), stage=self.stage.name, update=self.done
