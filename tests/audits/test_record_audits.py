@@ -163,9 +163,7 @@ def test_a_mismatch_counts_in_whatever_quarter_it_was(place):
     """Two of eight updates: the median of one quarter, and 0 everywhere else."""
     values = np.zeros(8)
     values[place : place + 2] = 0.02, 0.04
-    records = records_of(
-        [Row(id="a", problem="a")], metrics={"kl_to_behavior": (np.arange(8, dtype=np.int32), values)}
-    )
+    records = records_of([Row(id="a", problem="a")], metrics={"kl_to_behavior": (np.arange(8, dtype=np.int32), values)})
     (found,) = mismatch(records)
     assert (found.severity, found.value, found.interval) == (SICK, pytest.approx(0.03), (0.02, 0.04))
     assert ("first", "second", "third", "last")[place // 2] in found.claim
