@@ -87,7 +87,8 @@ def test_every_recipe_can_be_run(path: Path, tmp_path: Path) -> None:
 
 def test_every_audit_has_a_patient_with_doses_and_a_healthy_twin(panel: ModuleType) -> None:
     read = panel.read_panel(panel.EXPERIMENT)
-    assert set(read.patients) == set(AUDITS)
+    # What carries over shows in evaluations on other tasks, which no patient has.
+    assert set(read.patients) == set(AUDITS) - {"transfer"}
     for audit, path in read.patients.items():
         stages = {stage.name: stage for stage in load_recipe(path).stage}
         made_here = set(read.temperatures) if audit == "mismatch" else set()

@@ -305,6 +305,8 @@ class Lesson:
     """Audits in which it did not."""
 
 
+SHIFTED = "shifted:"
+"""What the purpose of rollouts on another task than the stage's own begins with."""
 OUTCOMES: tuple[Outcome, ...] = tuple(Outcome)
 """`Records.outcome` counts in this order."""
 STOPS: tuple[StopReason, ...] = tuple(StopReason)
@@ -339,8 +341,8 @@ class Records:
     run: str
     stage: str
     has: frozenset[str]
-    """Of: updates (two or more), groups, correct, outcomes, reward, length, stops, difficulty, evaluations, parts,
-    prompt, text, answer, reference, tokens, behavior_logprobs, trainer_logprobs, metrics."""
+    """Of: updates (two or more), groups, correct, outcomes, reward, length, stops, difficulty, evaluations, shifted,
+    parts, prompt, text, answer, reference, tokens, behavior_logprobs, trainer_logprobs, metrics."""
     ids: NDArray[np.bytes_]
     update: Ints
     purposes: tuple[str, ...]

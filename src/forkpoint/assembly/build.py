@@ -13,7 +13,7 @@ from forkpoint.assembly.critics import build_critic
 from forkpoint.assembly.lab import build_tabular
 from forkpoint.assembly.tables import CREDIT_RULES, LOSSES, build_task, model_folder, resolve
 from forkpoint.config.policies import FolderPolicy, TabularPolicy
-from forkpoint.config.recipe import AnyStage, ForksStage, Recipe, RLStage, parent, rollout_budget
+from forkpoint.config.recipe import AnyStage, ForksStage, Recipe, RLStage, Shifted, parent, rollout_budget
 from forkpoint.errors import CheckpointError, RecipeError
 from forkpoint.seeds import Key, content_hash
 from forkpoint.tasks.protocol import Interactive, Task, split_problems
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from forkpoint.training.forks import ForksTraining
     from forkpoint.training.hooks import Hook, Loop
     from forkpoint.training.optimization import Optimization
-    from forkpoint.training.stage import StageContext
+    from forkpoint.training.stage import Shift, StageContext
     from forkpoint.training.unit import Training
 
 STAND_INS = 16
@@ -59,6 +59,7 @@ def build_policy(recipe: Recipe, folder: Path) -> "Policy":
 def shared_alphabet(recipe: Recipe, folder: Path) -> str:
     """Every character of the recipe's tasks, in order of appearance."""
     tables = [recipe.task] + [stage.task for stage in recipe.stage if stage.task is not None]
+    tables += [shift.task for shift in recipe.evaluation.shifted]
     characters: dict[str, None] = {}
     for table in tables:
         task = build_task(table, folder=folder)
@@ -118,8 +119,36 @@ class Assembly:
             make_training=partial(self._training, stage, writer=writer),
             make_critic=partial(build_critic, recipe, stage),
             plan=plans[0], final_plan=plans[1], identity=run_identity(recipe), stop=stop,
-            hooks=self._hooks(stage, writer),
+            hooks=self._hooks(stage, writer), shifted=self._shifted(stage),
         )  # fmt: skip
+
+    def _shifted(self, stage: AnyStage) -> "tuple[Shift, ...]":
+        """The other tasks that every stage is evaluated on."""
+        from forkpoint.training.evaluation import EvaluationPlan
+        from forkpoint.training.stage import Shift
+
+        recipe, key = self.recipe, Key.root(self.recipe.seed).child("evaluation")
+        made = []
+        for shift in recipe.evaluation.shifted:
+            task = self.shifted_task(shift)
+            plan = EvaluationPlan(
+                task=task, key=key, samples=recipe.evaluation.samples, temperature=recipe.evaluation.temperature,
+                problems=tuple(split_problems(task, key.child(shift.name), shift.problems, evaluation=True)),
+                max_new_tokens=shift.max_new_tokens or evaluation_budget(recipe, stage),
+                max_unusable=stage.max_unusable,
+            )  # fmt: skip
+            made.append(Shift(name=shift.name, plan=plan, make_probe=partial(self._plain_probe, task)))
+        return tuple(made)
+
+    def _plain_probe(self, task: Task, policy: "Policy") -> "LocalProbe":
+        return self._probe(policy, task)[0]
+
+    def shifted_task(self, shift: Shifted) -> Task:
+        """The task of a shifted evaluation."""
+        where = f"[[evaluation.shifted]] '{shift.name}'"
+        if where not in self.tasks:
+            self.tasks[where] = build_task(shift.task, where=where, folder=self.origin)
+        return self.tasks[where]
 
     def loop(self, name: str, checkpoint: Path | None = None) -> "Loop":
         """A stage's loop with weights of its own, which nothing saves: from a checkpoint, or as the stage begins."""

@@ -55,11 +55,14 @@ def check_recipe(recipe: Recipe, origin: Path, run: Path) -> dict[str, CreditPla
                 "'hf'), not 'tabular'."
             )
     tasks = {stage.name: assembly.task(stage) for stage in recipe.stage}
+    for shift in recipe.evaluation.shifted:
+        assembly.shifted_task(shift)
     critics = {stage.name: critic_kind(recipe, stage) for stage in recipe.stage}
     check_device(recipe.policy.device)
     policy = build_policy(recipe, origin)
     if isinstance(recipe.policy, FolderPolicy) and recipe.policy.lora is not None:
         assembly.with_adapters(policy, "check")
+    _check_shifted(assembly, policy)
     plans = {}
     for stage in recipe.stage:
         train = _check_stage(recipe, stage, tasks[stage.name], policy)
@@ -172,6 +175,19 @@ def _check_stage(recipe: Recipe, stage: AnyStage, task: Task, policy: "Policy") 
         for problem in train:
             check_length(where, task, policy, problem, budget)
     return train
+
+
+def _check_shifted(assembly: Assembly, policy: "Policy") -> None:
+    """Raises a ForkpointError for another task of the evaluation that has no problem or does not fit the model."""
+    recipe = assembly.recipe
+    for shift in recipe.evaluation.shifted:
+        where, task = f"[[evaluation.shifted]] '{shift.name}'", assembly.shifted_task(shift)
+        problems = split_problems(task, Key.root(recipe.seed).child("check"), PROBED, evaluation=True)
+        if not problems:
+            raise TaskError(f"{where}: the task {task.name} has no evaluation problem.")
+        longest = max(shift.max_new_tokens or evaluation_budget(recipe, stage) for stage in recipe.stage)
+        for problem in problems:
+            check_length(where, task, policy, problem, longest)
 
 
 def _check_texts(where: str, stage: TextStage, task: Task, policy: "Policy", key: Key) -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from forkpoint.records import OUTCOMES, STOPS, Contents, Outcome, Records, StopReason, frozen_array
+from forkpoint.records import OUTCOMES, SHIFTED, STOPS, Contents, Outcome, Records, StopReason, frozen_array
 from forkpoint.seeds import content_hash
 
 TRAIN = "train"
@@ -191,6 +191,7 @@ def known_columns(
         "reward": bool(np.isfinite(columns["reward"]).any()),
         "difficulty": bool(np.isfinite(columns["difficulty"]).any()),
         "evaluations": len(purposes) > 1,
+        "shifted": any(name.startswith(SHIFTED) for name in purposes),
         "parts": parts,
         "metrics": metrics,
     }

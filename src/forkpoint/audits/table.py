@@ -17,6 +17,7 @@ from forkpoint.audits import (
     sabotage,
     template_collapse,
     token_edits,
+    transfer,
 )
 from forkpoint.audits.part import RANKS, Parts, missing
 from forkpoint.audits.subject import Subject
@@ -47,6 +48,7 @@ AUDITS: Mapping[str, Entry] = MappingProxyType(
         sabotage.NAME: _entry(sabotage.sabotage, sabotage.PARTS),
         reward_hacking.NAME: _entry(reward_hacking.reward_hacking, reward_hacking.PARTS),
         exploration.NAME: _entry(exploration.exploration, exploration.PARTS),
+        transfer.NAME: _entry(transfer.transfer, transfer.PARTS),
         length_and_format.NAME: _entry(length_and_format.length_and_format, length_and_format.PARTS),
         mismatch.NAME: _entry(mismatch.mismatch, mismatch.PARTS),
         token_edits.NAME: _entry(token_edits.token_edits, token_edits.PARTS),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from forkpoint.records import Bools, Records
+from forkpoint.records import SHIFTED, Bools, Records
 from forkpoint.theory.intervals import Interval, wilson_interval
 
 Z = 1.959964
@@ -109,7 +109,14 @@ def latest(records: Records) -> Bools:
         return found.last
     if records.training.any() or not len(records):
         return records.training
-    return records.update == records.update.max()
+    own = ~shifted(records)
+    return own & (records.update == records.update[own].max()) if own.any() else own
+
+
+def shifted(records: Records) -> Bools:
+    """The rollouts on other tasks than the stage's own."""
+    places = [place for place, name in enumerate(records.purposes) if name.startswith(SHIFTED)]
+    return np.isin(records.purpose, places)
 
 
 def estimate(values: NDArray[np.generic], problems: NDArray[np.uint64]) -> Estimate | None:

@@ -85,6 +85,19 @@ class Bugs(Strict):
     """Data-parallel ranks, emulated, 1 to 4096."""
 
 
+class Shifted(Strict):
+    """Another task that every finished stage is evaluated on, to see what carries over (docs/audits/transfer.md)."""
+
+    name: Name
+    """Names the evaluation."""
+    task: dict[str, Any]
+    """`name` and the settings of the task: longer problems, other names, another verifier."""
+    problems: Annotated[int, Field(ge=1, le=100_000)] = 256
+    """Held-out problems."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Budget of a rollout in tokens; without it that of the stage's other evaluations."""
+
+
 class Evaluation(Strict):
     """How stages are evaluated on held-out problems."""
 
@@ -98,6 +111,15 @@ class Evaluation(Strict):
     """0 takes the most probable token."""
     max_new_tokens: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Budget of a rollout in tokens; without it the stage's own, or the largest of the recipe's RL stages."""
+    shifted: tuple[Shifted, ...] = ()
+    """Other tasks of the evaluation that ends a stage."""
+
+    @model_validator(mode="after")
+    def _named_once(self) -> "Evaluation":
+        names = [shift.name for shift in self.shifted]
+        if len(set(names)) < len(names):
+            raise ValueError(f"evaluation.shifted names a task twice: {', '.join(names)}")
+        return self
 
 
 class Doctor(Strict):

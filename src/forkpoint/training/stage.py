@@ -9,7 +9,7 @@ from forkpoint.config.recipe import AnyStage, RLStage, parent
 from forkpoint.errors import CheckpointError
 from forkpoint.policies.protocol import Policy
 from forkpoint.probe import Probe
-from forkpoint.records import Credit, Group, UpdateRecord
+from forkpoint.records import SHIFTED, Credit, Group, UpdateRecord
 from forkpoint.seeds import Key, content_hash
 from forkpoint.store import (
     RunWriter,
@@ -39,6 +39,15 @@ EVIDENCE = "evidence"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shift:
+    """Another task to evaluate on, with what answers there."""
+
+    name: str
+    plan: EvaluationPlan
+    make_probe: Callable[[Policy], Probe]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageContext:
     """What a stage needs from outside; made by the assembly."""
 
@@ -60,6 +69,8 @@ class StageContext:
     """Asked between units; True ends the stage early with a checkpoint."""
     make_critic: Callable[[Policy], Critic | None] | None = None
     """What the stage trains and saves beside its policy, as it begins; None: nothing."""
+    shifted: "tuple[Shift, ...]" = ()
+    """Other tasks that the finished policy is evaluated on."""
     hooks: tuple[Hook, ...] = ()
     """Called before the first update and after every unit."""
 
@@ -155,6 +166,8 @@ class _Running:
                     self._checkpoint()
         self._checkpoint()
         self._evaluate(self.done, final=True)
+        for shift in context.shifted:
+            self._evaluate_shifted(shift)
         self.writer.finish_stage(stage.name)
         return StageStatus.DONE
 
@@ -207,6 +220,15 @@ class _Running:
             name="final" if final else "evaluate", keep=KEPT_GROUPS if final else 0,
         )  # fmt: skip
         self.writer.record_evaluation(self.stage.name, update, evaluation, metrics=metrics)
+
+    def _evaluate_shifted(self, shift: Shift) -> None:
+        name = f"{SHIFTED}{shift.name}"
+        evaluation, metrics = evaluate(
+            shift.make_probe(self.policy), self.policy.texts, shift.plan, stage=self.stage.name, update=self.done,
+            name=name, keep=KEPT_GROUPS,
+        )  # fmt: skip
+        told = {f"{name} {metric.removeprefix('evaluation_')}": value for metric, value in metrics.items()}
+        self.writer.record_evaluation(self.stage.name, self.done, evaluation, metrics=told)
 
     def _checkpoint(self) -> None:
         path = checkpoint_path(self.folder, self.done)
