@@ -1,5 +1,7 @@
 """`transfer`: hand-worked gains at home and elsewhere, what is sick, and a run that is evaluated on another task."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from tiny_runs import BASE, HEAD, RL, After, differences, fingerprint, finished, make_run, resume, tiny_recipe
@@ -7,7 +9,7 @@ from tiny_runs import BASE, HEAD, RL, After, differences, fingerprint, finished,
 from forkpoint.assembly.checks import check_recipe
 from forkpoint.audits.rows import Row, records_of
 from forkpoint.audits.table import run_audits
-from forkpoint.audits.transfer import transfer
+from forkpoint.audits.transfer import carried_over, transfer
 from forkpoint.audits.windows import latest
 from forkpoint.cli.worker import work
 from forkpoint.errors import ForkpointError, RecipeError
@@ -43,6 +45,26 @@ def test_half_of_a_gain_carries_over():
         in finding.claim
     )
     assert finding.interval[0] < 0.3 < finding.interval[1]
+
+
+def test_the_interval_of_the_share_by_hand():
+    # a = 0.5 in [0.4, 0.6], b = 0.25 in [0.05, 0.45]: half widths 0.1 and 0.2, so the half width of b / a is
+    # sqrt((0.2 / 0.5)^2 + (0.25 * 0.1 / 0.25)^2) = sqrt(0.16 + 0.01).
+    own, other = Gain(value=0.5, interval=(0.4, 0.6)), Gain(value=0.25, interval=(0.05, 0.45))
+    share, (low, high) = carried_over(own, other)
+    assert share == pytest.approx(0.5)
+    assert (low, high) == pytest.approx((0.5 - 0.17**0.5, 0.5 + 0.17**0.5))
+    assert carried_over(Gain(value=0.5, interval=(-0.1, 1.1)), other) is None
+
+
+@dataclass
+class Gain:
+    value: float
+    interval: tuple[float, float]
+
+    @property
+    def rises(self):
+        return self.interval[0] > 0
 
 
 @pytest.mark.parametrize(

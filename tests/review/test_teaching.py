@@ -1,5 +1,7 @@
 """Lessons of a stage from proposal to texts: which live, what is imitated, and what the gate stops."""
 
+from dataclasses import replace
+
 import pytest
 from lesson_examples import TASK, ScriptedProbe, deaf, reader
 
@@ -7,6 +9,7 @@ from forkpoint.config.review import LessonSettings
 from forkpoint.errors import RecipeError
 from forkpoint.seeds import Key
 from forkpoint.tasks.paths import Settings, build
+from forkpoint.training import teaching
 from forkpoint.training.rollouts import SamplePlan
 from forkpoint.training.teaching import taught
 
@@ -52,12 +55,26 @@ def test_only_the_true_lesson_is_distilled():
     assert found.tokens == probe.sampled > 0
     assert found.line.startswith(f"1 of 3 lessons live ({TRUE}), ")
     (name,) = [stored.lesson.id for stored in found.lessons if not stored.deleted]
-    assert found.examples
+    # Problems without `@` are told nothing, and some that are told have a second sign to guess.
+    assert 12 < len(found.examples) <= 60
     for example in found.examples:
         assert example.provenance.startswith(f"lesson:{name}:rollout:")
         prompt = "".join(map(chr, example.tokens[~example.loss_mask]))
         assert "!" not in prompt
         assert prompt.endswith("=?\n")
+
+
+def test_a_deleted_lesson_is_never_told(monkeypatch):
+    def audited(stored, *_):
+        return [
+            replace(each, lesson=replace(each.lesson, helpful=3, harmful=2), deleted=each.lesson.text != TRUE)
+            for each in stored
+        ]
+
+    monkeypatch.setattr(teaching, "audited", audited)
+    found, _ = learn(reader)
+    (name,) = [stored.lesson.id for stored in found.lessons if not stored.deleted]
+    assert {example.provenance.split(":")[1] for example in found.examples} == {name}
 
 
 def test_rollouts_speak_for_lessons_too():
