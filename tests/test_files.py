@@ -2,6 +2,7 @@ import errno
 import os
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -337,3 +338,13 @@ def test_on_a_network_file_system_the_journal_is_no_wal(tmp_path, monkeypatch):
     connection = connect_database(tmp_path / "x.db")
     assert connection.execute("PRAGMA journal_mode").fetchone()[0] == "truncate"
     connection.close()
+
+
+def test_what_is_no_regular_file_is_never_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path):
+        with pytest.raises(StoreError, match="is no regular file"):
+            write_text_atomic(path, "x")
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert [each.name for each in tmp_path.iterdir()] == ["pipe"]

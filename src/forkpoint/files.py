@@ -150,8 +150,10 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
     """Replace `path` by `data`: readers and crashes see the old content or the new one, never a part.
 
     Raises:
-        StoreError: disk full or no permission; the old content is untouched.
+        StoreError: disk full, no permission, or no regular file (a device, a pipe); the old content is untouched.
     """
+    if path.exists() and not path.is_file():
+        raise StoreError(f"{path} is no regular file.")
     temporary = temporary_beside(path)
     with storage_errors(path, needed=len(data)):
         fault_point("write.before")

@@ -94,7 +94,8 @@ def test_from_a_rollout_to_a_verified_fix(call, run, tmp_path):
     with RunReader(run) as reader:
         rollout = reader.rollout(good.edit.rollout_id)
     assert mine["completion"] == rollout.text[: good.edit.start] + good.edit.text
-    call("export", run, tmp_path / "short.jsonl", "--no-prefix")
+    made = json.loads(call("export", run, tmp_path / "short.jsonl", "--no-prefix", "--json")[1])
+    assert made == {"path": str(tmp_path / "short.jsonl"), "fixes": tried["accepted"]}
     short = next(json.loads(line) for line in (tmp_path / "short.jsonl").read_text().splitlines())
     assert short["prompt"] + short["completion"] == lines[0]["prompt"] + lines[0]["completion"]
 
@@ -166,10 +167,51 @@ def test_fresh_rollouts_and_successes(call, run):
 
 
 def test_the_gate_is_told(call, run):
-    code, _, err = call("propose", run, "--rollouts", 4)
+    code, out, err = call("propose", run, "--rollouts", 4, "--json")
     assert code == 0
     assert "has no privileged_prompt" in err
-    assert "has no privileged_prompt" in json.loads(call("propose", run, "--rollouts", 4, "--json")[1])["gate"]
+    assert "has no privileged_prompt" in json.loads(out)["gate"]
+
+
+@pytest.mark.parametrize("sources", ["policy", "", ","])
+def test_no_rollout_is_used_up_when_nobody_can_propose(call, run, sources):
+    code, _, err = call("propose", run, "--sources", sources)
+    assert code == 2
+    assert "nobody is left to propose a fix" in err
+    with RunReader(run) as reader:
+        assert reader.reviews() == []
+
+
+def test_what_a_budget_left_untried_still_waits(call, run):
+    call("propose", run, "--rollouts", 40, "--sources", "sibling,solver")
+    with RunReader(run) as reader:
+        proposed = len(reader.edits())
+    few = json.loads(call("verify", run, "--continuations", 32, "--budget", 500, "--json")[1])
+    assert few["waiting"] > 0
+    assert few["tried"] + few["waiting"] == proposed
+    with RunReader(run) as reader:
+        assert sum(stored.verification is None for stored in reader.edits()) == few["waiting"]
+    rest = json.loads(call("verify", run, "--continuations", 32, "--json")[1])
+    assert (rest["tried"], rest["waiting"]) == (few["waiting"], 0)
+
+
+def test_an_interrupted_verification_keeps_what_it_decided(call, run, monkeypatch):
+    call("propose", run, "--rollouts", 40, "--sources", "sibling,solver")
+    monkeypatch.setattr(review_run, "TESTED_TOGETHER", 2)
+    verified, calls = review_run.verified, []
+
+    def twice(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return verified(*arguments, **options)
+
+    monkeypatch.setattr(review_run, "verified", twice)
+    code, _, err = call("verify", run, "--continuations", 16)
+    assert code == 130
+    assert "stopped; 4 fixes are decided and kept, the same command goes on" in err
+    with RunReader(run) as reader:
+        assert sum(stored.verification is not None for stored in reader.edits()) == 4
 
 
 @pytest.mark.parametrize(
@@ -179,7 +221,8 @@ def test_the_gate_is_told(call, run):
         (("propose", "RUN", "--sources", "oracle"), "--sources = 'oracle' is not known"),
         (("propose", "RUN", "--chat", "localhost"), "--chat = 'localhost' must be URL#MODEL"),
         (("propose", "RUN", "--chat", "ftp://a#m"), "must begin with http"),
-        (("show", "RUN", "ff"), "'ff' names no review or edit"),
+        (("show", "RUN", "zz"), "'zz' names no review or edit"),
+        (("export", "RUN", "/dev/null"), "is no regular file"),
         (("accept", "RUN", ""), "'' names no review or edit"),
         (("list", "none"), "holds no run"),
         (("verify", "none"), "holds no run"),

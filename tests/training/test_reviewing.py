@@ -222,7 +222,7 @@ def test_what_the_task_cannot_do_is_refused_before_anything_runs(tmp_path):
 def test_a_stage_with_nothing_to_imitate_fails_in_one_line(tmp_path):
     recipe = tiny_recipe(
         WALKER,
-        LEARN.replace("DATA", "edits:base") + REVIEW.replace("EDIT", "fix") + 'sources = ["sibling"]\nbudget = 0\n',
+        LEARN.replace("DATA", "edits:base") + REVIEW.replace("EDIT", "fix") + 'sources = ["sibling"]\nbudget = 1\n',
         overrides=QUICK, head=WALKER_HEAD,
     )  # fmt: skip
     made = make_run(tmp_path / "run", recipe)

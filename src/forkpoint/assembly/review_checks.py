@@ -29,9 +29,10 @@ def check_review(where: str, stage: TextStage, task: Task, problem: Problem, *, 
     lacks = _lacking(settings, task)
     if lacks:
         able = [edit for edit in ("keep", "prune", "summarise", "relabel") if not _lacking(_only(edit), task)]
+        known = ["sibling", *(["solver"] if isinstance(task, Solver) else [])]
         raise RecipeError(
             f"{where}: review.edit = '{settings.edit}' needs {lacks}, which the task {task.name} lacks; it can do "
-            f"{', '.join([*able, 'fix with the source sibling'])}."
+            f"{', '.join([*able, f'fix with the sources {known}'])}."
         )
     if settings.edit == "summarise" and isinstance(task, Markable):
         task.dead_end_mark(problem, "", task.solve(problem))

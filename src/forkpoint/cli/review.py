@@ -11,7 +11,7 @@ from forkpoint.cli.options import Flag, Json, Positive
 app = App(name="review", help="Postmortems: what a rollout turned on, a fix, and what a re-rollout says of it.")
 
 Text = Annotated[str, Parameter(show_default=False)]
-Tokens = Annotated[int, Parameter(validator=Number(gte=0))]
+Tokens = Annotated[int, Parameter(validator=Number(gte=1))]
 Share = Annotated[float, Parameter(validator=Number(gt=0, lt=1))]
 
 
@@ -54,7 +54,7 @@ def propose(
     budget
         Most tokens that continuations may cost.
     min_drop
-        The loss of the chance of success that is looked for.
+        The loss of the chance of success that is looked for; a claim needs an estimate of half of it.
     json_
         Print as JSON.
     """
@@ -166,7 +166,9 @@ def reject(run: Path, edit: str, /) -> int:
 
 
 @app.command
-def export(run: Path, out: Path, /, *, prefix: Annotated[bool, Parameter(negative="--no-prefix")] = True) -> int:
+def export(
+    run: Path, out: Path, /, *, prefix: Annotated[bool, Parameter(negative="--no-prefix")] = True, json_: Json = False
+) -> int:
     """Write the accepted fixes as JSONL to train on elsewhere: prompt, completion, provenance.
 
     Parameters
@@ -177,10 +179,12 @@ def export(run: Path, out: Path, /, *, prefix: Annotated[bool, Parameter(negativ
         The file to write.
     prefix
         The completion begins with what the rollout wrote before the fix; without it that is part of the prompt.
+    json_
+        Print as JSON.
     """
     from forkpoint.cli.review_show import export_edits
 
-    return export_edits(run, out, prefix=prefix)
+    return export_edits(run, out, prefix=prefix, as_json=json_)
 
 
 @app.command

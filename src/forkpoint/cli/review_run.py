@@ -16,15 +16,15 @@ from forkpoint.review.gate import HintGate, hint_gate
 from forkpoint.review.hinge_search import Localisation
 from forkpoint.review.postmortem import Verification
 from forkpoint.review.repair import POLICY, SIBLING, SOLVER, Proposer
-from forkpoint.review.verify import Trials
+from forkpoint.review.verify import SHORT, Trials
 from forkpoint.store import RunReader, RunWriter
 
 if TYPE_CHECKING:
     pass
 
-TOGETHER = 4
+TOGETHER = 2
 """Groups reviewed between two writes to the store."""
-TESTED_TOGETHER = 64
+TESTED_TOGETHER = 16
 """Proposals among which false discoveries are counted; one write to the store."""
 DRAWN = 16
 """Problems of one draw of fresh rollouts."""
@@ -47,54 +47,79 @@ class Asked:
     min_drop: float
 
 
+@dataclass(slots=True)
+class _Done:
+    """What a call has come to."""
+
+    rollouts: int = 0
+    hinges: int = 0
+    proposals: int = 0
+    tokens: int = 0
+
+
 def propose_run(run: Path, asked: Asked, *, as_json: bool) -> int:
     """Reviews rollouts, some groups at a time, and stores what was found."""
-    sources = _sources(asked.sources)
-    ask = _chat(asked.chat)
+    sources = () if asked.successes else _sources(asked.sources)
+    ask = {} if asked.successes else _chat(asked.chat)
     reviewer = stage_reviewer(run, asked.stage or usual_stage(run))
     with RunReader(run) as reader:
         known = {review.rollout_id for review in reader.reviews()}
     tell(f"{reviewer.stage}: weights of update {reviewer.update}; at most {asked.budget} tokens of continuations")
+    gate = _gate(reviewer) if POLICY in sources else None
+    if not asked.successes and not ask and set(sources) <= ({POLICY} if gate is not None and not gate.open else set()):
+        raise RecipeError("nobody is left to propose a fix: name other --sources (sibling, solver) or a --chat model.")
     conduct = Conduct(
         max_new_tokens=reviewer.max_new_tokens, temperature=reviewer.temperature, sources=sources,
         localisation=Localisation(min_drop=asked.min_drop),
     )  # fmt: skip
-    gate: HintGate | None = None
-    done = hinges = proposals = spent = 0
-    with RunWriter.open(run) as writer:
-        for groups, chosen in _portions(reviewer, asked, known, writer):
-            if POLICY in sources and not asked.successes and gate is None:
-                gate = _gate(reviewer, groups)
-            left = asked.budget - spent
-            found = held(
-                groups, reviewer.probe, only=frozenset(chosen), key=reviewer.key, gate=gate, ask=ask,
-                conduct=replace(conduct, localisation=replace(conduct.localisation, budget=left)),
-            )  # fmt: skip
-            spent += int(sum(review.cost["sampled_tokens"] for review in found.reviews))
-            # What the budget cut short without a result stays to be reviewed.
-            over = asked.budget - spent < reviewer.max_new_tokens
-            reviews = [review for review in found.reviews if review.hinge is not None or not over]
-            writer.record_reviews(reviews, found.edits)
-            done += len(reviews)
-            hinges += sum(review.hinge is not None for review in found.reviews)
-            proposals += len(found.edits)
-            for drop in found.dropped:
-                if drop.source in ask:
-                    tell(f"{drop.source}: dropped, {drop.reason}")
-            tell(f"{done} rollouts, {hinges} hinges, {proposals} proposals, {spent} tokens")
-            if over:
-                tell("the budget is spent")
-                break
-    summary = {"stage": reviewer.stage, "reviewed": done, "hinges": hinges, "proposals": proposals, "tokens": spent}
+    done = _Done()
+    try:
+        with RunWriter.open(run) as writer:
+            for groups, chosen in _portions(reviewer, asked, known, writer):
+                if _reviewed(reviewer, writer, groups, chosen, asked, conduct, gate, ask, done):
+                    break
+    except KeyboardInterrupt:
+        tell(f"stopped; {done.rollouts} rollouts are reviewed and kept, the same command goes on")
+        raise
+    summary = {"stage": reviewer.stage, "reviewed": done.rollouts, "hinges": done.hinges, "proposals": done.proposals}
     if as_json:
-        print_json({**summary, "gate": None if gate is None else gate.line})
-    elif not done:
-        print("nothing was left to review; --fresh draws new rollouts")
+        print_json({**summary, "tokens": done.tokens, "gate": None if gate is None else gate.line})
+    elif not done.rollouts:
+        spent = asked.budget - done.tokens < reviewer.max_new_tokens
+        print("the budget was too small" if spent else "nothing was left to review; --fresh draws new rollouts")
     else:
-        print(f"{done} rollouts reviewed, {hinges} hinges found, {proposals} fixes proposed")
-        if proposals:
+        fixes = "" if asked.successes else f", {done.proposals} fixes proposed"
+        print(f"{done.rollouts} rollouts reviewed, {done.hinges} hinges found{fixes}")
+        if done.proposals:
             print(f"next: forkpoint review verify {run}")
     return 0
+
+
+def _reviewed(
+    reviewer: Reviewer, writer: RunWriter, groups: Sequence[Group], chosen: Sequence[str], asked: Asked,
+    conduct: Conduct, gate: HintGate | None, ask: Mapping[str, Proposer], done: _Done,
+) -> bool:  # fmt: skip
+    """Reviews one portion and stores it; whether the budget is spent."""
+    left = replace(conduct.localisation, budget=asked.budget - done.tokens)
+    found = held(
+        groups, reviewer.probe, only=frozenset(chosen), key=reviewer.key, gate=gate, ask=ask,
+        conduct=replace(conduct, localisation=left),
+    )  # fmt: skip
+    done.tokens += int(sum(review.cost["sampled_tokens"] for review in found.reviews))
+    # What the budget cut short without a result stays to be reviewed.
+    over = asked.budget - done.tokens < reviewer.max_new_tokens
+    reviews = [review for review in found.reviews if review.hinge is not None or not over]
+    writer.record_reviews(reviews, found.edits)
+    done.rollouts += len(reviews)
+    done.hinges += sum(review.hinge is not None for review in found.reviews)
+    done.proposals += len(found.edits)
+    for drop in found.dropped:
+        if drop.source in ask:
+            tell(f"{drop.source}: dropped, {drop.reason}")
+    tell(f"{done.rollouts} rollouts, {done.hinges} hinges, {done.proposals} proposals, {done.tokens} tokens")
+    if over:
+        tell("the budget is spent")
+    return over
 
 
 def _portions(
@@ -141,14 +166,14 @@ def _worth(group: Group, *, successes: bool) -> list[str]:
     return failures([group], len(group.rollouts))
 
 
-def _gate(reviewer: Reviewer, groups: Sequence[Group]) -> HintGate:
+def _gate(reviewer: Reviewer) -> HintGate:
     """Asked once a call; says on standard error what it found."""
     from forkpoint.tasks.protocol import split_problems
 
     problems = split_problems(reviewer.task, reviewer.key.child("gate"), GATE_PROBLEMS, evaluation=False)
     found = hint_gate(
-        problems or [group.problem for group in groups], reviewer.probe, key=reviewer.key,
-        max_new_tokens=reviewer.max_new_tokens, temperature=reviewer.temperature,
+        problems, reviewer.probe, key=reviewer.key, max_new_tokens=reviewer.max_new_tokens,
+        temperature=reviewer.temperature,
     )  # fmt: skip
     tell(found.line)
     return found
@@ -161,34 +186,50 @@ def verify_run(run: Path, *, continuations: int, level: float, budget: int, as_j
         by_stage: dict[str, list[Edit]] = {}
         for edit in waiting:
             by_stage.setdefault(reader.rollout(edit.rollout_id).stage, []).append(edit)
-    tell(f"{len(waiting)} proposals wait; at most {budget} tokens")
+    if waiting:
+        tell(f"{len(waiting)} proposals wait; at most {budget} tokens")
     told: list[Verification] = []
-    spent = 0
-    with RunWriter.open(run) as writer:
-        for stage, edits in by_stage.items():
-            reviewer = stage_reviewer(run, stage)
-            for start in range(0, len(edits), TESTED_TOGETHER):
-                part = edits[start : start + TESTED_TOGETHER]
-                trials = Trials(
-                    max_new_tokens=reviewer.max_new_tokens, looks=looks(continuations), level=level,
-                    fresh=continuations, budget=budget - spent,
-                )  # fmt: skip
-                found = verified(part, _homes(run, part), reviewer.probe, trials=trials, key=reviewer.key, best=False)
-                writer.record_verifications(found)
-                told += found
-                spent += int(sum(each.cost["sampled_tokens"] for each in found))
-                tell(f"{len(told)} of {len(waiting)}: {sum(e.accepted for e in told)} accepted, {spent} tokens")
-                if spent >= budget:
-                    tell("the budget is spent")
-                    break
-    accepted = sum(each.accepted for each in told)
+    try:
+        with RunWriter.open(run) as writer:
+            for found in _verified(run, by_stage, continuations, level, budget):
+                # What the budget cut short still waits.
+                decided = [each for each in found if not each.reason.startswith(SHORT)]
+                writer.record_verifications(decided)
+                told += decided
+                tell(f"{len(told)} of {len(waiting)}: {sum(each.accepted for each in told)} accepted")
+    except KeyboardInterrupt:
+        tell(f"stopped; {len(told)} fixes are decided and kept, the same command goes on")
+        raise
+    accepted, left = sum(each.accepted for each in told), len(waiting) - len(told)
+    spent = int(sum(each.cost["sampled_tokens"] for each in told))
     if as_json:
-        print_json({"tried": len(told), "accepted": accepted, "tokens": spent, "waiting": len(waiting) - len(told)})
+        print_json({"tried": len(told), "accepted": accepted, "tokens": spent, "waiting": left})
     elif not waiting:
         print(f"nothing waits to be tried: forkpoint review propose {run}")
     else:
-        print(f"{accepted} of {len(told)} fixes accepted: forkpoint review list {run}, forkpoint report {run}")
+        rest = f"; the budget left {left} untried" if left else ""
+        print(f"{accepted} of {len(told)} fixes accepted{rest}: forkpoint review list {run}, forkpoint report {run}")
     return 0
+
+
+def _verified(
+    run: Path, by_stage: Mapping[str, Sequence[Edit]], continuations: int, level: float, budget: int
+) -> Iterator[list[Verification]]:
+    """The verifications of some proposals at a time, until the budget is spent."""
+    spent = 0
+    for stage, edits in by_stage.items():
+        reviewer = stage_reviewer(run, stage)
+        for start in range(0, len(edits), TESTED_TOGETHER):
+            part = edits[start : start + TESTED_TOGETHER]
+            trials = Trials(
+                max_new_tokens=reviewer.max_new_tokens, looks=looks(continuations), level=level, fresh=continuations,
+                budget=budget - spent,
+            )  # fmt: skip
+            found = verified(part, _homes(run, part), reviewer.probe, trials=trials, key=reviewer.key, best=False)
+            spent += int(sum(each.cost["sampled_tokens"] for each in found))
+            yield found
+            if any(each.reason.startswith(SHORT) for each in found):
+                return
 
 
 def _homes(run: Path, edits: Sequence[Edit]) -> list[Group]:

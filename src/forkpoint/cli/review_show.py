@@ -140,8 +140,10 @@ def _named(name: str, ids: Sequence[str]) -> str:
     found = sorted({each for each in ids if each.startswith(name)}) if name else []
     if name in found:
         return name
-    if len(found) != 1:
-        raise RecipeError(f"'{name}' names {len(found) or 'no'} review or edit of the run; `review list` shows them.")
+    if not found:
+        raise RecipeError(f"'{name}' names no review or edit of the run; `review list` shows them.")
+    if len(found) > 1:
+        raise RecipeError(f"'{name}' may be {', '.join(each[:SHORT] for each in found[:5])}: write more of it.")
     return found[0]
 
 
@@ -155,7 +157,7 @@ def decide(run: Path, name: str, decision: Decision) -> int:
     return 0
 
 
-def export_edits(run: Path, out: Path, *, prefix: bool) -> int:
+def export_edits(run: Path, out: Path, *, prefix: bool, as_json: bool) -> int:
     """Writes the accepted fixes as JSONL."""
     lines = []
     with RunReader(run) as reader:
@@ -174,5 +176,8 @@ def export_edits(run: Path, out: Path, *, prefix: bool) -> int:
             }  # fmt: skip
             lines.append(json.dumps(line))
     write_text_atomic(out, "".join(f"{line}\n" for line in lines))
-    print(f"{out}: {len(lines)} accepted fixes")
+    if as_json:
+        print_json({"path": str(out), "fixes": len(lines)})
+    else:
+        print(f"{out}: {len(lines)} accepted fixes")
     return 0

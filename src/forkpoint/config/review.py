@@ -27,7 +27,7 @@ class ReviewSettings(Strict):
     """Most rollouts after the fix, and as many after a step drawn anew, in the test of a fix; 4 to 4096."""
     fresh: Annotated[int, Field(ge=1, le=4096)] = 32
     """Rollouts of each arm behind the reported lift of an accepted fix; they decide nothing but that it is above 0."""
-    budget: Annotated[int, Field(ge=0, le=10_000_000_000)] = 200_000
+    budget: Annotated[int, Field(ge=1, le=10_000_000_000)] = 200_000
     """Most tokens that the review samples beside the rollouts."""
     false_discovery: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Expected share of useless fixes among the accepted ones."""

@@ -21,6 +21,8 @@ from forkpoint.seeds import Key
 TEST, FRESH = "verify.test", "verify.fresh"
 """Purposes of the two draws, which share no random number."""
 USUAL_LEAK = LeakSettings()
+SHORT = "the budget ended"
+"""What the reason of a verification begins with that a larger budget may turn."""
 TEST_SHARE = 2 / 3
 """Of a budget; the rest is kept for the fresh rollouts."""
 
@@ -242,13 +244,13 @@ def _verification(each: Tried, again: Tried | None, paid: set[Arm]) -> Verificat
     if again is None and not reason:
         reason = f"no better than a resampled step (p = {each.p_value:.2g})"
         if each.short:
-            reason = f"the budget ended before it was decided (p = {each.p_value:.2g})"
+            reason = f"{SHORT} before it was decided (p = {each.p_value:.2g})"
         elif not (fixed[1] and resampled[1]):
             reason = "no usable verdict"
     if again is not None:
         one, other = again.counts()
         if again.short:
-            reason = "the budget ended before its fresh rollouts"
+            reason = f"{SHORT} before its fresh rollouts"
         elif not (one[1] and other[1]):
             reason = "no usable verdict on its fresh rollouts"
         else:

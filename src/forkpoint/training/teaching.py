@@ -30,7 +30,7 @@ class Taught:
     @property
     def line(self) -> str:
         """What happened, in one line."""
-        alive = [stored.lesson.text for stored in self.lessons if not stored.deleted]
+        alive = [each.lesson.text for each in self.lessons if not each.deleted and each.lesson.helpful]
         return (
             f"{len(alive)} of {len(self.lessons)} lessons live ({'; '.join(alive)[:200]}), {len(self.examples)} texts, "
             f"{self.tokens} tokens sampled; {self.gate}"
