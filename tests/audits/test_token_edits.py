@@ -8,8 +8,11 @@ from forkpoint.audits.rows import records_of
 from forkpoint.audits.subject import Compared, Edited, attempts, spread
 from forkpoint.audits.token_edits import (
     EDITED,
+    SHIFTED,
+    Ratio,
     causal_check,
     edits,
+    of_few,
     planned_cost,
     random_places,
     recovery,
@@ -49,6 +52,24 @@ def test_two_rollouts_by_hand():
     assert found.entropy_ratio.value == pytest.approx((3.1 / 3) / 0.6)
     assert found.divergence.value == pytest.approx(1.2 / 6)
     assert found.different.interval == pytest.approx((1 / 3, 2 / 3))
+
+
+@pytest.mark.parametrize(
+    ("count", "severity"), [(1, Severity.WARNING), (2, Severity.CRITICAL), (40, Severity.CRITICAL)]
+)
+def test_a_share_of_few_tokens_is_not_certain(count, severity):
+    # All of them are shifted; Wilson's lower ends are 0.207, 0.342 and 0.912, the bootstrap's is 1 of every one.
+    rollouts = [compared([1] * 50 + [9], [0.1] * 51) for _ in range(count)] + [compared([1] * 51, [0.1] * 51)]
+    found = edits(rollouts, np.arange(count + 1, dtype=np.uint64), KEY)
+    assert found.differing == count
+    assert found.shifted.interval == (1, 1)
+    low, high = of_few(found.shifted, found.differing)
+    assert (low, high) == (pytest.approx({1: 0.2065, 2: 0.3424, 40: 0.9124}[count], abs=1e-4), 1)
+    assert SHIFTED.grade(low) is severity
+
+
+def test_a_wider_bootstrap_stays():
+    assert of_few(Ratio(value=0.5, interval=(0.01, 0.99)), 100) == (0.01, 0.99)
 
 
 def test_the_same_model_has_no_edits_and_no_ratio():

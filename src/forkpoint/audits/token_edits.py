@@ -23,7 +23,7 @@ from forkpoint.audits.subject import Attempt, Compared, Comparing, Edited, Subje
 from forkpoint.probe import Probe
 from forkpoint.records import Finding, Group, Ints, Records, Severity, frozen_array
 from forkpoint.seeds import Key
-from forkpoint.theory.intervals import Interval, mean_interval, ratio_interval
+from forkpoint.theory.intervals import Interval, mean_interval, ratio_interval, wilson_interval
 
 NAME = "token_edits"
 ROLLOUTS = 256
@@ -55,6 +55,8 @@ class Edits:
     rollouts: int
     different: Ratio
     """Share of positions whose most probable token differs."""
+    differing: int
+    """How many these are."""
     shifted: Ratio | None
     """Share of these that the base ranks beyond 5."""
     second: float | None
@@ -117,7 +119,7 @@ def edits(found: Sequence[Compared], problems: NDArray[np.uint64], key: Key) -> 
     moved = np.concatenate([rank[rank > 1] for rank in ranks])
     return Edits(
         positions=int(sampled.sum()), rollouts=len(found), different=share, divergence=mean, entropy=entropy,
-        shifted=_ratio(far, different, problems, key.child("far")),
+        shifted=_ratio(far, different, problems, key.child("far")), differing=int(count),
         second=float((moved == 2).mean()) if count else None, rank=float(moved.mean()) if count else None,
         entropy_ratio=None if at_edits is None or entropy <= 0 else _scaled(at_edits, 1 / entropy),
     )  # fmt: skip
@@ -202,7 +204,7 @@ def _told(found: Edits, evidence: Sequence[str]) -> list[Finding]:
             f"Of these {found.shifted.value:.0%} were shifted (beyond rank {NEAR} of the base), the others reranked: "
             f"{found.second:.0%} were its second choice; mean rank {found.rank:.2f}."
         )
-        told.append(graded(NAME, claim, found.shifted.value, found.shifted.interval, SHIFTED))
+        told.append(graded(NAME, claim, found.shifted.value, of_few(found.shifted, found.differing), SHIFTED))
     told = [each if each.severity is Severity.INFO else replace(each, evidence=tuple(evidence)) for each in told]
     if found.entropy_ratio is not None:
         claim = (
@@ -214,6 +216,12 @@ def _told(found: Edits, evidence: Sequence[str]) -> list[Finding]:
             Finding(audit=NAME, severity=Severity.INFO, claim=claim, value=ratio.value, interval=ratio.interval)
         )
     return told
+
+
+def of_few(share: Ratio, count: int) -> Interval:
+    """The interval of a share of `count` tokens, at least as wide as Wilson's: one token alone has no spread."""
+    low, high = wilson_interval(share.value * count, count)
+    return min(low, share.interval[0]), max(high, share.interval[1])
 
 
 def _recovered(found: Recovery) -> Finding:
