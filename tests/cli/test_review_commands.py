@@ -9,6 +9,8 @@ from tiny_runs import finished, tiny_recipe
 
 from forkpoint.cli import main as command
 from forkpoint.cli import review_run
+from forkpoint.records import EditKind
+from forkpoint.review.postmortem import make_edit
 from forkpoint.store import RunReader, RunWriter
 
 HEAD = """
@@ -144,6 +146,19 @@ def test_a_spent_budget_leaves_the_rest_to_be_reviewed(call, run):
     assert "the budget is spent" in err
     with RunReader(run) as reader:
         assert all(review.hinge is not None for review in reader.reviews())
+
+
+def test_what_a_stage_cut_out_is_neither_tried_nor_listed(call, run):
+    with RunReader(run) as reader:
+        rollout = next(iter(reader.groups("rl"))).rollouts[0]
+    cut = make_edit(rollout.id, EditKind.PRUNE, 0, 2, "", "review")
+    with RunWriter.open(run) as writer:
+        writer.record_reviews([], [cut])
+    assert call("verify", run)[1].startswith("nothing waits to be tried")
+    listed = call("list", run)[1]
+    assert "0 of 0 fixes; 1 spans that stages cut or marked are not listed" in listed
+    assert cut.id[:8] not in listed
+    assert json.loads(call("list", run, "--json")[1])["edits"][0]["state"] == "in a story"
 
 
 def test_a_person_has_the_last_word(call, run):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from forkpoint.assembly.reviewer import REVIEW, Reviewer, stage_reviewer
 from forkpoint.cli.output import print_json, visible
 from forkpoint.errors import RecipeError, unknown_name
-from forkpoint.records import Edit, Group
+from forkpoint.records import Edit, EditKind, Group
 from forkpoint.review.conduct import GATE_PROBLEMS, Conduct, failures, held, looks, verified
 from forkpoint.review.gate import HintGate, hint_gate
 from forkpoint.review.hinge_search import Localisation
@@ -182,7 +182,9 @@ def _gate(reviewer: Reviewer) -> HintGate:
 def verify_run(run: Path, *, continuations: int, level: float, budget: int, as_json: bool) -> int:
     """Tries every proposal that waits, stage by stage, and stores what came of it."""
     with RunReader(run) as reader:
-        waiting = [stored.edit for stored in reader.edits() if stored.verification is None]
+        # What stages cut or mark is judged by the verifier, whole story by whole story.
+        fixes = [stored for stored in reader.edits() if stored.edit.kind is EditKind.FIX]
+        waiting = [stored.edit for stored in fixes if stored.verification is None]
         by_stage: dict[str, list[Edit]] = {}
         for edit in waiting:
             by_stage.setdefault(reader.rollout(edit.rollout_id).stage, []).append(edit)

@@ -27,22 +27,25 @@ def state(stored: StoredEdit) -> str:
     if stored.decision is not None:
         return f"{stored.decision} by hand"
     if stored.verification is None:
-        return "waits"
+        return "waits" if stored.edit.kind is EditKind.FIX else "in a story"
     return "accepted" if stored.accepted else "rejected"
 
 
 def list_edits(run: Path, *, accepted: bool, as_json: bool) -> int:
-    """Prints every edit of the run, or the accepted ones."""
+    """Prints the fixes of the run, or the accepted ones; as JSON every edit."""
     with RunReader(run) as reader:
         reviews, edits = reader.reviews(), reader.edits()
     shown = [stored for stored in edits if stored.accepted or not accepted]
+    others = sum(stored.edit.kind is not EditKind.FIX for stored in edits)
     if as_json:
         print_json({"reviews": [asdict(review) for review in reviews], "edits": [_edit_json(each) for each in shown]})
         return 0
     hinges = sum(review.hinge is not None for review in reviews)
-    title = f"{len(reviews)} rollouts reviewed, {hinges} with a hinge; {len(shown)} of {len(edits)} edits"
-    print_table(["edit", "rollout", "kind", "by", "state", "after the fix", "resampled", "lift", "about"],
-                [_row(stored) for stored in shown], title=title)  # fmt: skip
+    fixes = [stored for stored in shown if stored.edit.kind is EditKind.FIX]
+    title = f"{len(reviews)} rollouts reviewed, {hinges} with a hinge; {len(fixes)} of {len(edits) - others} fixes"
+    title += f"; {others} spans that stages cut or marked are not listed" if others else ""
+    print_table(["edit", "rollout", "by", "state", "after the fix", "resampled", "lift", "about"],
+                [_row(stored) for stored in fixes], title=title)  # fmt: skip
     return 0
 
 
@@ -55,7 +58,7 @@ def _row(stored: StoredEdit) -> list[str]:
     about = repr(edit.text) if len(edit.text) <= WIDTH else repr(edit.text[:WIDTH]) + "…"
     if found is not None and found.reason:
         about += f"; {found.reason}"
-    return [edit.id[:SHORT], edit.rollout_id[:SHORT], str(edit.kind), edit.source, state(stored), *counts, about]
+    return [edit.id[:SHORT], edit.rollout_id[:SHORT], edit.source, state(stored), *counts, about]
 
 
 def _edit_json(stored: StoredEdit) -> dict[str, Any]:
