@@ -47,6 +47,17 @@ class Asked:
     min_drop: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """What stays the same while a call reviews one portion after the other."""
+
+    reviewer: Reviewer
+    conduct: Conduct
+    gate: HintGate | None
+    ask: Mapping[str, Proposer]
+    budget: int
+
+
 @dataclass(slots=True)
 class _Done:
     """What a call has come to."""
@@ -55,6 +66,8 @@ class _Done:
     hinges: int = 0
     proposals: int = 0
     tokens: int = 0
+    over: bool = False
+    """Whether the budget is spent."""
 
 
 def propose_run(run: Path, asked: Asked, *, as_json: bool) -> int:
@@ -72,11 +85,12 @@ def propose_run(run: Path, asked: Asked, *, as_json: bool) -> int:
         max_new_tokens=reviewer.max_new_tokens, temperature=reviewer.temperature, sources=sources,
         localisation=Localisation(min_drop=asked.min_drop),
     )  # fmt: skip
-    done = _Done()
+    call, done = _Call(reviewer=reviewer, conduct=conduct, gate=gate, ask=ask, budget=asked.budget), _Done()
     try:
         with RunWriter.open(run) as writer:
             for groups, chosen in _portions(reviewer, asked, known, writer):
-                if _reviewed(reviewer, writer, groups, chosen, asked, conduct, gate, ask, done):
+                _review(call, writer, groups, chosen, done)
+                if done.over:
                     break
     except KeyboardInterrupt:
         tell(f"stopped; {done.rollouts} rollouts are reviewed and kept, the same command goes on")
@@ -85,8 +99,7 @@ def propose_run(run: Path, asked: Asked, *, as_json: bool) -> int:
     if as_json:
         print_json({**summary, "tokens": done.tokens, "gate": None if gate is None else gate.line})
     elif not done.rollouts:
-        spent = asked.budget - done.tokens < reviewer.max_new_tokens
-        print("the budget was too small" if spent else "nothing was left to review; --fresh draws new rollouts")
+        print("the budget was too small" if done.over else "nothing was left to review; --fresh draws new rollouts")
     else:
         fixes = "" if asked.successes else f", {done.proposals} fixes proposed"
         print(f"{done.rollouts} rollouts reviewed, {done.hinges} hinges found{fixes}")
@@ -95,31 +108,28 @@ def propose_run(run: Path, asked: Asked, *, as_json: bool) -> int:
     return 0
 
 
-def _reviewed(
-    reviewer: Reviewer, writer: RunWriter, groups: Sequence[Group], chosen: Sequence[str], asked: Asked,
-    conduct: Conduct, gate: HintGate | None, ask: Mapping[str, Proposer], done: _Done,
-) -> bool:  # fmt: skip
-    """Reviews one portion and stores it; whether the budget is spent."""
-    left = replace(conduct.localisation, budget=asked.budget - done.tokens)
+def _review(call: _Call, writer: RunWriter, groups: Sequence[Group], chosen: Sequence[str], done: _Done) -> None:
+    """Reviews one portion, stores it, and counts it."""
+    reviewer = call.reviewer
+    left = replace(call.conduct.localisation, budget=call.budget - done.tokens)
     found = held(
-        groups, reviewer.probe, only=frozenset(chosen), key=reviewer.key, gate=gate, ask=ask,
-        conduct=replace(conduct, localisation=left),
+        groups, reviewer.probe, only=frozenset(chosen), key=reviewer.key, gate=call.gate, ask=call.ask,
+        conduct=replace(call.conduct, localisation=left),
     )  # fmt: skip
     done.tokens += int(sum(review.cost["sampled_tokens"] for review in found.reviews))
     # What the budget cut short without a result stays to be reviewed.
-    over = asked.budget - done.tokens < reviewer.max_new_tokens
-    reviews = [review for review in found.reviews if review.hinge is not None or not over]
+    done.over = call.budget - done.tokens < reviewer.max_new_tokens
+    reviews = [review for review in found.reviews if review.hinge is not None or not done.over]
     writer.record_reviews(reviews, found.edits)
     done.rollouts += len(reviews)
     done.hinges += sum(review.hinge is not None for review in found.reviews)
     done.proposals += len(found.edits)
     for drop in found.dropped:
-        if drop.source in ask:
+        if drop.source in call.ask:
             tell(f"{drop.source}: dropped, {drop.reason}")
     tell(f"{done.rollouts} rollouts, {done.hinges} hinges, {done.proposals} proposals, {done.tokens} tokens")
-    if over:
+    if done.over:
         tell("the budget is spent")
-    return over
 
 
 def _portions(
