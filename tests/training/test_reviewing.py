@@ -144,7 +144,12 @@ def test_the_store_keeps_the_review_and_a_resume_changes_nothing(tmp_path):
             groups = list(reader.groups("learn", 0, "review"))
             reviews, edits = reader.reviews(), reader.edits()
             (line,) = {event.message for event in reader.events("learn") if event.kind == "review"}
+            tokens = reader.updates("learn")[2].tolist()
         assert len(groups) == 24
+        # What the review sampled is told once, with the first update.
+        written = sum(int(rollout.loss_mask.sum()) for group in groups for rollout in group.rollouts)
+        assert tokens == [written, 0, 0]
+        assert line.endswith(f"{written} tokens sampled")
         right = [v for group in groups for v in group.verdicts if v.correct]
         assert len(reviews) == len(right)
         assert 0 < sum(bool(review.wasted) for review in reviews) < len(reviews)

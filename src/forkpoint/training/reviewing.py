@@ -48,15 +48,14 @@ class Reviewed:
 
 
 def reviewed(
-    probe: Probe, task: Task, texts: Texts, settings: ReviewSettings, plan: SamplePlan,
-    problems: int | None = None,
+    probe: Probe, task: Task, texts: Texts, settings: ReviewSettings, plan: SamplePlan
 ) -> Reviewed:  # fmt: skip
     """Fresh rollouts on training problems and what their review makes of them; a pure function of weights and key.
 
     Raises:
         RecipeError: the task cannot be edited in this way.
     """
-    drawn = split_problems(task, plan.key.child("problems"), problems or settings.problems, evaluation=False)
+    drawn = split_problems(task, plan.key.child("problems"), settings.problems, evaluation=False)
     groups = judged_groups(probe, task, texts, drawn, replace(plan, group_size=settings.group_size))
     found = EDITORS[settings.edit](groups, probe, texts, settings, plan)
     right = [
