@@ -7,7 +7,9 @@ from lesson_examples import TASK, ScriptedProbe, deaf, reader
 
 from forkpoint.config.review import LessonSettings
 from forkpoint.errors import RecipeError
+from forkpoint.review.lessons import make_lesson
 from forkpoint.seeds import Key
+from forkpoint.store import StoredLesson
 from forkpoint.tasks.paths import Settings, build
 from forkpoint.training import teaching
 from forkpoint.training.rollouts import SamplePlan
@@ -75,6 +77,18 @@ def test_a_deleted_lesson_is_never_told(monkeypatch):
     found, _ = learn(reader)
     (name,) = [stored.lesson.id for stored in found.lessons if not stored.deleted]
     assert {example.provenance.split(":")[1] for example in found.examples} == {name}
+
+
+@pytest.mark.parametrize(
+    ("helpful", "harmful", "deleted", "alive"),
+    [(0, 0, False, False), (1, 0, False, True), (1, 1, False, False), (2, 1, False, True), (3, 2, True, False)],
+)
+def test_a_lesson_lives_on_what_it_was_seen_to_do(helpful, harmful, deleted, alive):
+    lesson = replace(make_lesson("dialect", TRUE), helpful=helpful, harmful=harmful)
+    stored = StoredLesson(lesson=lesson, deleted=deleted)
+    assert teaching.lives(stored) is alive
+    told = teaching.Taught(lessons=(stored,), examples=(), gate="", tokens=0)
+    assert told.line.startswith(f"{int(alive)} of 1 lessons live")
 
 
 def test_rollouts_speak_for_lessons_too():

@@ -14,7 +14,7 @@ from forkpoint.review.lesson_audits import reading_gate
 from forkpoint.review.lessons import TrialPlan, make_lesson, merged, propose_lessons
 from forkpoint.store import RunReader, RunWriter, StoredLesson
 from forkpoint.tasks.protocol import split_problems
-from forkpoint.training.teaching import audited
+from forkpoint.training.teaching import audited, lives
 
 if TYPE_CHECKING:
     from forkpoint.assembly.reviewer import Reviewer
@@ -54,7 +54,7 @@ def lessons_run(run: Path, asked: LessonRequest, *, as_json: bool) -> int:
         return 0
     rows = [[each.lesson.id[:8], _state(each), str(each.lesson.helpful), str(each.lesson.harmful), _about(each)]
             for each in stored]  # fmt: skip
-    alive = sum(not each.deleted for each in stored)
+    alive = sum(lives(each) for each in stored)
     print_table(
         ["lesson", "state", "helpful", "harmful", "about"], rows, title=f"{alive} of {len(stored)} lessons live"
     )
@@ -102,7 +102,7 @@ def _tried(stored: Sequence[StoredLesson], reviewer: "Reviewer", trials: int) ->
 def _state(stored: StoredLesson) -> str:
     if stored.deleted:
         return "deleted"
-    return "lives" if stored.lesson.helpful > stored.lesson.harmful else "on trial" if stored.audits else "not tried"
+    return "lives" if lives(stored) else "on trial" if stored.audits else "not tried"
 
 
 def _about(stored: StoredLesson) -> str:

@@ -30,7 +30,7 @@ class Taught:
     @property
     def line(self) -> str:
         """What happened, in one line."""
-        alive = [each.lesson.text for each in self.lessons if not each.deleted and each.lesson.helpful]
+        alive = [each.lesson.text for each in self.lessons if lives(each)]
         return (
             f"{len(alive)} of {len(self.lessons)} lessons live ({'; '.join(alive)[:200]}), {len(self.examples)} texts, "
             f"{self.tokens} tokens sampled; {self.gate}"
@@ -69,13 +69,17 @@ def taught(probe: Probe, task: Task, texts: Texts, settings: LessonSettings, pla
             stored = audited(
                 stored, drawn(f"audit problems {number}", 4 * settings.trials), probe, again, settings.level
             )
-    # A lesson lives on what it was seen to do: never tried, or tried and failed half of the time, is not enough.
-    alive = [each.lesson for each in stored if not each.deleted and each.lesson.helpful > each.lesson.harmful]
+    alive = [each.lesson for each in stored if lives(each)]
     told = tell(alive, drawn("told problems", count), task, most=settings.most)
     examples = distilled_examples(told, probe, task, replace(trial, key=plan.key.child("texts")))
     return Taught(
         lessons=tuple(stored), examples=tuple(examples), gate=gate.reason, tokens=probe.cost["sampled_tokens"]
     )
+
+
+def lives(stored: StoredLesson) -> bool:
+    """Whether a lesson may be told: never tried, or as often in vain as not, is not enough."""
+    return not stored.deleted and stored.lesson.helpful > stored.lesson.harmful
 
 
 def audited(
