@@ -19,7 +19,7 @@ import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,20 @@ from typing import Any
 import torch
 
 from forkpoint.config.critic import CriticSettings
+from forkpoint.config.curriculum import Curriculum
 from forkpoint.credit import CREDIT_RULES
+from forkpoint.doctor.drift import drift, history
 from forkpoint.errors import ForkpointError
 from forkpoint.meter.cells import LearningCell, missing, read_cell, run_cell
-from forkpoint.meter.learning import Arm, Race
+from forkpoint.meter.learning import UNIFORM, Arm, Race
 from forkpoint.meter.oracle import oracle
 from forkpoint.meter.pretraining import Pretraining, pretrained
 from forkpoint.meter.savings import Saving, best_rates, savings
 from forkpoint.meter.subject import Subject
-from forkpoint.meter.variants import variant
+from forkpoint.meter.variants import Variant, variant
 from forkpoint.seeds import Key
 from forkpoint.tasks.keychain import Settings, build
+from forkpoint.training.drift import METRICS
 
 HERE = Path(__file__).parent
 EXPERIMENT = HERE / "experiments" / "credit-map.toml"
@@ -58,32 +61,59 @@ def read_experiment() -> dict[str, Any]:
     return tomllib.loads(EXPERIMENT.read_text(encoding="utf-8"))
 
 
+def find_variant(name: str) -> Variant:
+    """The meter's variant of that name, or what the experiment makes `of` one with other `settings`."""
+    table = read_experiment()["variants"].get(name, {})
+    found = variant(table.get("of", name))
+    changed = {key: table[key] for key in ("updates", "batch_size", "prompt_updates") if key in table}
+    return replace(found, settings={**found.settings, **table.get("settings", {})}, **changed)
+
+
 def make_subject(name: str, cache: Path) -> Subject:
     """A fresh copy of the variant's decoder."""
-    chosen = variant(name)
+    chosen = find_variant(name)
     task = build(Settings(**chosen.settings))
     how = Pretraining(
         corpus="demonstrator", updates=chosen.updates, batch_size=chosen.batch_size,
-        outputs_attend=chosen.outputs_attend,
+        prompt_updates=chosen.prompt_updates, outputs_attend=chosen.outputs_attend,
     )  # fmt: skip
     policy = pretrained(task, how, identity=json.dumps(dict(chosen.settings), sort_keys=True), cache=cache)
     return Subject(policy=policy, task=task, key=Key.root(0), max_new_tokens=task.settings.positions)
 
 
 def make_cell(asked: Asked, experiment: Mapping[str, Any], cache: Path) -> LearningCell:
-    settings, chosen = experiment["arms"][asked.arm], variant(asked.variant)
+    settings, chosen = experiment["arms"][asked.arm], find_variant(asked.variant)
     name = settings.get("rule", asked.arm)
     arm = Arm(
         name=asked.arm, rule=oracle if name == "oracle" else CREDIT_RULES[name], options=settings.get("options", {}),
         wrap=tuple(settings.get("wrap", ())), wrap_options=settings.get("wrap_options", {}), learning_rate=asked.rate,
         critic=CriticSettings(**settings.get("critic", {})) if name == "critic" else None,
+        curriculum=Curriculum(**settings["curriculum"]) if "curriculum" in settings else None,
     )  # fmt: skip
+    how = f"{chosen.outputs_attend}, {chosen.updates} updates of {chosen.batch_size}"
     return LearningCell(
         make=partial(make_subject, asked.variant, cache),
         task={"name": "keychain", **chosen.settings},
-        policy=f"{chosen.outputs_attend}, {chosen.updates} updates of {chosen.batch_size}",
+        policy=how + (f", {chosen.prompt_updates} of them seeing the prompt alone" if chosen.prompt_updates else ""),
         arm=arm, race=Race(**experiment["variants"][asked.variant].get("race", {})), seed=asked.seed,
     )  # fmt: skip
+
+
+@dataclass(slots=True, kw_only=True)
+class Guard:
+    """The drift guard of a stage, and the update at which it first named each severity."""
+
+    batches: dict[int, dict[str, float]] = field(default_factory=dict)
+    named: dict[str, int] = field(default_factory=dict)
+
+    def __call__(self, update: int, metrics: Mapping[str, float]) -> None:
+        self.batches[update] = {name: metrics[name] for name in METRICS if name in metrics}
+        found = drift(history(self.batches))
+        if found is not None:
+            self.named.setdefault(str(found.severity), update)
+
+    def document(self) -> dict[str, Any]:
+        return {"drift": self.named}
 
 
 def work(asked: Asked, cache: Path, deadline: float) -> str:
@@ -98,8 +128,10 @@ def work(asked: Asked, cache: Path, deadline: float) -> str:
         if time.time() > deadline or os.getppid() != parent:
             raise ForkpointError("the budget is spent")
 
-    found = run_cell(make_cell(asked, read_experiment(), cache), CELLS / asked.variant, late)
-    return f"{found['end']}, {found['points'][-1][2]:,} tokens"
+    guard, cell = Guard(), make_cell(asked, read_experiment(), cache)
+    found = run_cell(cell, CELLS / asked.variant, late, watch=guard, told=guard.document)
+    named = ", ".join(f"{severity} at update {update}" for severity, update in found.get("drift", {}).items())
+    return f"{found['end']}, {found['points'][-1][2]:,} tokens; drift: {named or 'nothing'}"
 
 
 def run(wanted: Sequence[Asked], cache: Path, *, jobs: int, budget: float) -> None:
@@ -129,7 +161,8 @@ def rows_of(name: str, seeds: Sequence[int], cache: Path) -> list[Saving]:
         if document["seed"] in seeds and arm["name"] in experiment["arms"]:
             asked = Asked(variant=name, arm=arm["name"], rate=arm["learning_rate"], seed=document["seed"])
             found.append(read_cell(path, make_cell(asked, experiment, cache)))
-    return savings(found, key=Key.root(0).child(name))
+    reference = experiment["variants"][name].get("reference", UNIFORM)
+    return savings(found, key=Key.root(0).child(name), reference=reference)
 
 
 def arms_of(experiment: Mapping[str, Any], name: str) -> list[str]:
@@ -159,7 +192,7 @@ def asked_cells(what: str, names: Sequence[str], cache: Path) -> list[Asked]:
 
 
 def print_table(found: Mapping[str, Sequence[Saving]]) -> None:
-    heads = ["variant", "arm", "rate", "solved", "thousand tokens", "equivalents", "uniform / rule", "head-room"]
+    heads = ["variant", "arm", "rate", "solved", "thousand tokens", "equivalents", "reference / arm", "head-room"]
     print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
     for name, rows in found.items():
         for row in rows:

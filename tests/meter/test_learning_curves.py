@@ -1,16 +1,17 @@
 """Learning curves: when they end, what they cost, cells that are run once, and the savings made from them."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from meter_examples import decoder_subject
 
+from forkpoint.config.curriculum import Curriculum
 from forkpoint.credit import branch, leave_one_out
 from forkpoint.errors import ForkpointError, StoreError
 from forkpoint.meter.cells import LearningCell, curve_of, missing, run_cell
-from forkpoint.meter.learning import Arm, Curve, Point, Race, ended, headroom, learning_curve, to_target
+from forkpoint.meter.learning import Arm, Curve, Point, Race, _training, ended, headroom, learning_curve, to_target
 from forkpoint.meter.savings import best_rates, ratio_of_costs, savings
 from forkpoint.seeds import Key
 
@@ -76,6 +77,30 @@ def test_a_curve_counts_the_tokens_of_its_rule_and_not_those_of_evaluations() ->
     assert dear.points[0].solved == plain.points[0].solved, "arms of a seed are evaluated on the same draws"
 
 
+def test_an_arm_may_choose_its_problems() -> None:
+    chosen = Curriculum(levels=(0.0, 1.0), oversample=2)
+    plain, picked = UNIFORM, replace(UNIFORM, name="selected", curriculum=chosen)
+    task, policy = cell(arm=plain).asked, cell(arm=picked).asked
+    assert "curriculum" not in task["arm"], "cells that were run before arms had one are still theirs"
+    assert policy["arm"]["curriculum"]["levels"] == [0.0, 1.0]
+    steps = [_training(subject(), arm, RACE, Key.root(0))[0].unit(1)[0] for arm in (plain, picked)]
+    assert "pass_rate_unfiltered" not in steps[0].metrics
+    assert steps[1].metrics["selected_share"] == 0.5, "two of four candidates"
+
+
+def test_a_ratio_is_to_the_arm_that_is_named() -> None:
+    def document(name: str, tokens: int) -> dict:
+        points = [list(asdict(point(spent, solved)).values()) for spent, solved in ((0, 0.1), (tokens, 0.9))]
+        more = list(asdict(point(2 * tokens, 0.9)).values())
+        arm = {"name": name, "learning_rate": 1e-3}
+        return {"arm": arm, "race": asdict(RACE), "seed": 0, "end": "target", "points": [*points, more]}
+
+    documents = [document("mixed", 60), document("selected", 20)]
+    assert [row.ratio for row in savings(documents, key=Key.root(0))] == [None, None]
+    found = [row.ratio for row in savings(documents, key=Key.root(0), reference="mixed")]
+    assert np.allclose(found, [1.0, 3.0])
+
+
 def test_a_rate_of_zero_changes_nothing_and_a_high_one_does() -> None:
     race = replace(RACE, group_size=8, max_tokens=400, point_tokens=48, evaluation_problems=64, evaluate_every=1)
     still = learning_curve(subject(), replace(UNIFORM, learning_rate=1e-12), race, seed=0)
@@ -101,6 +126,17 @@ def test_a_cell_is_run_once_and_gives_the_same_curve(tmp_path) -> None:
     unstored = run_cell(cell(), None)
     for mine, theirs in zip(curve_of(again).points, curve_of(unstored).points, strict=True):
         assert replace(mine, seconds=0.0) == replace(theirs, seconds=0.0)
+
+
+def test_a_cell_keeps_what_was_told_of_its_updates(tmp_path) -> None:
+    seen: dict[int, float] = {}
+
+    def watch(update, metrics):
+        seen[update] = metrics["correct"]
+
+    found = run_cell(cell(), tmp_path, watch=watch, told=lambda: {"updates": len(seen)})
+    assert list(seen) == list(range(1, found["points"][-1][0] + 1))
+    assert found["updates"] == run_cell(cell(), tmp_path)["updates"] == len(seen)
 
 
 def test_a_cell_of_other_settings_is_not_taken_for_this_one(tmp_path) -> None:

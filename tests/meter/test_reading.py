@@ -116,6 +116,17 @@ def test_a_trained_decoder_is_kept_and_taken_again(tmp_path):
         pretrained(task, plan, identity="a", cache=tmp_path)
 
 
+def test_the_first_updates_of_a_decoder_may_see_the_prompt_alone():
+    task, plan = decoder_subject().task, Pretraining(corpus="demonstrator", updates=3, width=16, layers=1, heads=2)
+    made = {first: pretrained(task, replace(plan, prompt_updates=first), identity="a") for first in (0, 2, 3)}
+    blind = pretrained(task, replace(plan, outputs_attend="prompt"), identity="a")
+    weights = {first: next(policy.model.parameters()).detach().numpy() for first, policy in made.items()}
+    assert all(policy.sees_outputs and policy.model.config.outputs_attend == "all" for policy in made.values())
+    assert np.abs(weights[0] - weights[2]).max() > 0
+    assert np.abs(weights[2] - weights[3]).max() > 0
+    assert (weights[3] == next(blind.model.parameters()).detach().numpy()).all()
+
+
 def test_variants_differ_in_filler_length_and_what_tokens_see():
     assert variant("A").settings["filler"] == "own"
     assert (variant("F").settings["positions"], variant("F").settings["filler"]) == (128, "lookup")

@@ -176,7 +176,10 @@ def _decoder(task: str, variant: str | None) -> dict[str, Any]:
     if task != "keychain":
         return {}
     found = find_variant(variant or "A")
-    return {"updates": found.updates, "batch_size": found.batch_size, "outputs_attend": found.outputs_attend}
+    return {
+        "updates": found.updates, "batch_size": found.batch_size, "prompt_updates": found.prompt_updates,
+        "outputs_attend": found.outputs_attend,
+    }  # fmt: skip
 
 
 def _built(table: dict[str, Any]) -> "Task":

@@ -13,7 +13,7 @@ from typing import Any
 
 from forkpoint.errors import StoreError
 from forkpoint.files import make_folder, write_text_atomic
-from forkpoint.meter.learning import Arm, Curve, Point, Progress, Race, learning_curve
+from forkpoint.meter.learning import Arm, Curve, Point, Progress, Race, Watch, learning_curve
 from forkpoint.meter.subject import Subject
 from forkpoint.seeds import content_hash
 
@@ -45,12 +45,23 @@ class LearningCell:
         given["wrap_options"] = {name: dict(options) for name, options in arm.wrap_options.items()}
         given["learning_rate"] = arm.learning_rate
         given["critic"] = None if arm.critic is None else arm.critic.model_dump()
+        if arm.curriculum is not None:
+            given["curriculum"] = arm.curriculum.model_dump(mode="json")
         asked = {"task": dict(self.task), "policy": self.policy, "arm": given}
         return {**asked, "race": asdict(self.race), "seed": self.seed}
 
 
-def run_cell(cell: LearningCell, folder: Path | None, progress: Progress | None = None) -> dict[str, Any]:
+def run_cell(
+    cell: LearningCell,
+    folder: Path | None,
+    progress: Progress | None = None,
+    *,
+    watch: Watch | None = None,
+    told: Callable[[], Mapping[str, Any]] = dict,
+) -> dict[str, Any]:
     """The document of a cell: read where it lies in the folder, else run, and written where there is a folder.
+
+    `told` is asked at the end of a run what else the document shall hold; `watch` has seen every update by then.
 
     Raises:
         StoreError: the file there is of other settings, or cannot be read.
@@ -59,8 +70,8 @@ def run_cell(cell: LearningCell, folder: Path | None, progress: Progress | None 
     place = None if folder is None else folder / f"{cell.name}.json"
     if place is not None and place.is_file():
         return read_cell(place, cell)
-    curve = learning_curve(cell.make(), cell.arm, cell.race, seed=cell.seed, progress=progress)
-    document = cell_document(cell, curve)
+    curve = learning_curve(cell.make(), cell.arm, cell.race, seed=cell.seed, progress=progress, watch=watch)
+    document = {**cell_document(cell, curve), **told()}
     if place is not None:
         make_folder(place.parent)
         write_text_atomic(place, json.dumps(document) + "\n")

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from forkpoint.config.critic import CriticSettings
+from forkpoint.config.curriculum import Curriculum as CurriculumSettings
 from forkpoint.config.recipe import RLStage
 from forkpoint.credit import CreditRule
 from forkpoint.credit.needs import Prices
@@ -22,6 +23,7 @@ from forkpoint.losses import reinforce
 from forkpoint.meter.subject import Subject
 from forkpoint.seeds import Key
 from forkpoint.tasks.protocol import split_problems
+from forkpoint.training.curriculum import Curriculum
 from forkpoint.training.evaluation import EvaluationPlan, evaluate
 from forkpoint.training.optimization import Optimization
 from forkpoint.training.rl import RLTraining
@@ -30,6 +32,8 @@ UNIFORM = "leave_one_out"
 COLLAPSED = 0.5
 """Share of the best solve rate so far below which a policy has collapsed, if it stays there for four points."""
 Progress = Callable[[str], None]
+Watch = Callable[[int, Mapping[str, float]], None]
+"""Told the metrics of each update."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,8 @@ class Arm:
     learning_rate: float = 1e-3
     critic: CriticSettings | None = None
     """Of the critic that the rule asks; None: it asks for none."""
+    curriculum: CurriculumSettings | None = None
+    """Which problems are sampled; None: as the task gives them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +98,9 @@ class Curve:
     """`target`, `budget` or `collapse`."""
 
 
-def learning_curve(subject: Subject, arm: Arm, race: Race, *, seed: int, progress: Progress | None = None) -> Curve:
+def learning_curve(
+    subject: Subject, arm: Arm, race: Race, *, seed: int, progress: Progress | None = None, watch: Watch | None = None
+) -> Curve:
     """The curve of an arm from the subject's policy on, whose weights it changes.
 
     `seed` names problems, rollouts and evaluation draws; arms with the same seed see the same problems.
@@ -115,6 +123,8 @@ def learning_curve(subject: Subject, arm: Arm, race: Race, *, seed: int, progres
             except ValueError as error:
                 raise ForkpointError(f"{arm.name}: {error}") from None
             right.append(step.metrics["correct"])
+            if watch is not None:
+                watch(number, step.metrics)
         seconds = time.perf_counter() - began
         gone = {name: count - spent[name] for name, count in probe.cost.items()}
         made = _next(points[-1], gone, every * rollouts, every, seconds)
@@ -184,16 +194,18 @@ def _training(subject: Subject, arm: Arm, race: Race, key: Key) -> tuple[RLTrain
                 "warmup": 0, "schedule": "constant", "problems_per_update": race.problems_per_update,
                 "group_size": race.group_size, "max_new_tokens": subject.max_new_tokens,
                 "temperature": subject.temperature, "aggregation": "constant",
-                "critic": arm.critic,
+                "critic": arm.critic, "curriculum": arm.curriculum,
                 "credit": {"options": dict(arm.options), "wrap": arm.wrap, "wrap_options": dict(arm.wrap_options)},
             }
         )  # fmt: skip
     except ValidationError as error:
         raise ForkpointError(f"{arm.name}: {error.errors()[0]['msg']}.") from None
+    key = key.child("stage")
+    curriculum = None if arm.curriculum is None else Curriculum(arm.curriculum, subject.task, key.child("curriculum"))
     training = RLTraining(
         stage=stage, task=subject.task, policy=subject.policy, probe=probe,
-        optimization=Optimization(subject.policy.model, stage), weights_changed=_nobody, key=key.child("stage"),
-        credit_rule=arm.rule, policy_loss=reinforce, critic=critic,
+        optimization=Optimization(subject.policy.model, stage), weights_changed=_nobody, key=key,
+        credit_rule=arm.rule, policy_loss=reinforce, critic=critic, curriculum=curriculum,
     )  # fmt: skip
     return training, probe
 

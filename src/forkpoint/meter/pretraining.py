@@ -33,6 +33,8 @@ class Pretraining:
     outputs_attend: str = "all"
     """`prompt`: its tokens see the prompt and themselves alone."""
     updates: int = 400
+    prompt_updates: int = 0
+    """How many of the first updates are made with tokens that see the prompt and themselves alone."""
     batch_size: int = 32
     """Texts of an update."""
     learning_rate: float = 3e-3
@@ -76,17 +78,18 @@ def _trained(task: Task, plan: Pretraining, progress: Progress | None) -> Causal
         shape=plan.shape, vocabulary=len(tokenizer), layers=plan.layers, width=plan.width, heads=plan.heads,
         context=CONTEXT, key=key.child("policy"),
     )  # fmt: skip
-    if plan.outputs_attend == "prompt":
-        attend_prompt(model)
-    policy = CausalPolicy(model, Texts(tokenizer))
+    texts = Texts(tokenizer)
     stage = TextStage(
         name="pretraining", kind="pretrain", updates=plan.updates, data=plan.corpus, batch_size=plan.batch_size,
         learning_rate=plan.learning_rate, warmup=min(20, plan.updates), schedule="constant",
     )  # fmt: skip
-    draw = corpus_draw(task, policy.texts, stage.data, key, count=stage.batch_size)
-    training = TextTraining(stage=stage, policy=policy, optimization=Optimization(model, stage), draw=draw)
+    draw = corpus_draw(task, texts, stage.data, key, count=stage.batch_size)
+    optimization, blind = Optimization(model, stage), plan.outputs_attend == "prompt"
+    policy = CausalPolicy(attend_prompt(model, alone=blind or plan.prompt_updates > 0), texts)
     for update in range(1, plan.updates + 1):
-        training.unit(update)
+        if update == plan.prompt_updates + 1:
+            policy = CausalPolicy(attend_prompt(model, alone=blind), texts)
+        TextTraining(stage=stage, policy=policy, optimization=optimization, draw=draw).unit(update)
         if progress is not None:
             progress(update, plan.updates)
-    return policy
+    return CausalPolicy(attend_prompt(model, alone=blind), texts)

@@ -35,15 +35,15 @@ class Saving:
     costs: Mapping[str, float]
     """Median of each of `COSTS` at the target; unsolved seeds as if they had gone on to the end of the budget."""
     ratio: float | None
-    """Generated tokens of the uniform arm over the rule's: geometric means over the seeds of both."""
+    """Generated tokens of the reference over the arm's: geometric means over the seeds of both."""
     interval: tuple[float, float] | None
     """Of the ratio, 95 %, by a bootstrap over seeds; None for fewer than three seeds."""
     headroom: float | None
     """log(uniform / rule) / log(uniform / oracle); None without head-room."""
 
 
-def savings(documents: Sequence[Mapping[str, Any]], *, key: Key) -> list[Saving]:
-    """One row for each arm and rate, each against the uniform and oracle arms at their own best rate.
+def savings(documents: Sequence[Mapping[str, Any]], *, key: Key, reference: str = UNIFORM) -> list[Saving]:
+    """One row for each arm and rate, each against the arms `reference` and oracle at their own best rate.
 
     The best rate solves most seeds, and among those needs the fewest tokens.  The rows keep the order of the documents.
     """
@@ -53,7 +53,7 @@ def savings(documents: Sequence[Mapping[str, Any]], *, key: Key) -> list[Saving]
         arms.setdefault((arm["name"], arm["learning_rate"]), []).append(document)
     spent = {label: spent_by_seed(found, "generated_tokens") for label, found in arms.items()}
     solved = {label: sum(found["end"] == "target" for found in mine) for label, mine in arms.items()}
-    best = {name: _best(name, spent, solved) for name in (UNIFORM, ORACLE)}
+    best = tuple(_best(name, spent, solved) for name in (reference, ORACLE))
     return [_saving(label, found, spent, solved, best, key) for label, found in arms.items()]
 
 
@@ -97,10 +97,10 @@ def _saving(
     documents: Sequence[Mapping[str, Any]],
     spent: Mapping[tuple[str, float], Spent],
     solved: Mapping[tuple[str, float], int],
-    best: Mapping[str, Spent | None],
+    best: tuple[Spent | None, Spent | None],
     key: Key,
 ) -> Saving:
-    uniform, oracle, mine = best[UNIFORM], best[ORACLE], spent[label]
+    (uniform, oracle), mine = best, spent[label]
     ratio, interval, share = None, None, None
     if uniform is not None:
         ratio, interval = ratio_of_costs(uniform, mine, key.child(*map(str, label)))

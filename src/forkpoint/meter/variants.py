@@ -29,6 +29,8 @@ class Variant:
     """What the tokens of a rollout see: `all` before them, or the `prompt`."""
     updates: int = 400
     """Of pretraining."""
+    prompt_updates: int = 0
+    """The first of these, in which tokens see the prompt alone: look-ups are found soon where nothing else is seen."""
     batch_size: int = 32
 
 
@@ -39,7 +41,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
         "C": Variant(settings={**_SHORT, **_LOOKUP}, outputs_attend="prompt", updates=250),
         "D": Variant(settings={**_LONG, **_LOOKUP}, outputs_attend="prompt", updates=500, batch_size=16),
         "E": Variant(settings={**_SHORT, **_LOOKUP}, updates=300),
-        "F": Variant(settings={**_LONG, **_LOOKUP}, updates=1200, batch_size=16),
+        "F": Variant(settings={**_LONG, **_LOOKUP}, updates=400, prompt_updates=200, batch_size=16),
     }
 )
 """A and B: filler has its own alphabet.  C to F: it is a look-up like the keys.  In C and D tokens

@@ -42,10 +42,11 @@ def build_decoder(
     return model
 
 
-def attend_prompt(model: PreTrainedModel) -> PreTrainedModel:
+def attend_prompt(model: PreTrainedModel, *, alone: bool = True) -> PreTrainedModel:
     """The model, marked so that `CausalPolicy` lets the tokens of a rollout see the prompt and themselves alone.
 
-    The mark is saved with the model; of other libraries none heeds it.
+    Without `alone` they see all before them, as usual.  The mark is saved with the model; of other libraries none
+    heeds it.
     """
-    model.config.outputs_attend = "prompt"
+    model.config.outputs_attend = "prompt" if alone else "all"
     return model
