@@ -53,7 +53,7 @@ def savings(documents: Sequence[Mapping[str, Any]], *, key: Key, reference: str 
         arms.setdefault((arm["name"], arm["learning_rate"]), []).append(document)
     spent = {label: spent_by_seed(found, "generated_tokens") for label, found in arms.items()}
     solved = {label: sum(found["end"] == "target" for found in mine) for label, mine in arms.items()}
-    best = tuple(_best(name, spent, solved) for name in (reference, ORACLE))
+    best = _best(reference, spent, solved), _best(ORACLE, spent, solved)
     return [_saving(label, found, spent, solved, best, key) for label, found in arms.items()]
 
 
