@@ -28,6 +28,7 @@ import torch
 
 from forkpoint.config.critic import CriticSettings
 from forkpoint.config.curriculum import Curriculum
+from forkpoint.config.divergence import Divergence
 from forkpoint.credit import CREDIT_RULES
 from forkpoint.doctor.drift import drift, history
 from forkpoint.errors import ForkpointError
@@ -89,6 +90,7 @@ def make_cell(asked: Asked, experiment: Mapping[str, Any], cache: Path) -> Learn
         wrap=tuple(settings.get("wrap", ())), wrap_options=settings.get("wrap_options", {}), learning_rate=asked.rate,
         critic=CriticSettings(**settings.get("critic", {})) if name == "critic" else None,
         curriculum=Curriculum(**settings["curriculum"]) if "curriculum" in settings else None,
+        divergence=Divergence(**settings["divergence"]) if "divergence" in settings else None,
     )  # fmt: skip
     how = f"{chosen.outputs_attend}, {chosen.updates} updates of {chosen.batch_size}"
     return LearningCell(

@@ -155,6 +155,7 @@ BAD = [
     ("updates_per_batch = 2\nproblems_per_update = 1", ["problems_per_update"]),
     ("[stage.divergence]\ncoefficient = 0", ["coefficient = 0"]),
     ("[stage.divergence]\ncoefficient = 1\nkind = 'k3'", ["divergence.kind", "'k3'", "sequence_k2"]),
+    ("[stage.divergence]\ncoefficient = 1\nwhere = 'uncredited'", ["where = 'uncredited' needs kind = 'token_k2'"]),
     ("[stage.task]\nname = 1979-05-27", ["stage.rl.task.name = 1979-05-27", "allowed are"]),
     ("[stage.credit.options]\nx = inf", ["stage.rl.credit.options.x = inf"]),
     ("[[stage]]\nname = 'x'\nupdates = 1", ["stage.x.kind is missing", "pretrain, sft, rl"]),

@@ -215,6 +215,15 @@ def test_divergences_by_hand(policy, reference):
     accumulate(policy, rows, Objective(reference=Reference(policy=reference, kind="token_k2")), max_tokens=100)
     assert distance(gradient(policy), expected) < 1e-5
 
+    half = [
+        replace(row, advantages=row.advantages * (np.arange(len(row.tokens)) % 2).astype(np.float32)) for row in rows
+    ]
+    idle, _ = by_hand(policy, half, lambda row, logp: token(row, logp) * number(row.advantages == 0))
+    charge = Reference(policy=reference, kind="token_k2", where="uncredited")
+    accumulate(policy, half, Objective(reference=charge), max_tokens=100)
+    assert distance(gradient(policy), idle) < 1e-5
+    assert distance(idle, expected) > 0.1
+
 
 def test_entropy_and_mismatch_by_hand(policy):
     rows = make_rows()

@@ -311,7 +311,8 @@ class Assembly:
         if isinstance(stage, RLStage):
             reference = None
             if stage.divergence is not None:
-                reference = Reference(policy=self._policy(self._parent(stage)), kind=stage.divergence.kind)
+                charge = stage.divergence
+                reference = Reference(policy=self._policy(self._parent(stage)), kind=charge.kind, where=charge.where)
             return RLTraining(
                 stage=stage, task=task, policy=policy, optimization=optimization, probe=probe, weights_changed=changed,
                 key=key, credit_rule=resolve("credit.rule", stage.credit.rule, CREDIT_RULES),

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from forkpoint.config.critic import CriticSettings
 from forkpoint.config.curriculum import Curriculum
 from forkpoint.config.distillation import Distillation
+from forkpoint.config.divergence import Divergence
 from forkpoint.config.forks import ForkSettings
 from forkpoint.config.policies import Policy
 from forkpoint.config.review import LessonSettings, Mix, ReviewSettings
@@ -52,15 +53,6 @@ class PolicyLoss(Strict):
     """`reinforce`, `clipped_surrogate`, `dppo_tv`, or `package.module:function`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword options of the loss, such as `clip_high`."""
-
-
-class Divergence(Strict):
-    """A penalty on the distance to the policy that the stage started from."""
-
-    coefficient: Annotated[float, Field(gt=0)]
-    """Weight of the penalty, above 0."""
-    kind: Literal["sequence_k2", "token_k2"] = "sequence_k2"
-    """`sequence_k2` has the gradient of the sequence KL on-policy; `token_k2` holds the state distribution fixed."""
 
 
 class RewardRule(Strict):

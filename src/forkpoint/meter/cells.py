@@ -47,6 +47,8 @@ class LearningCell:
         given["critic"] = None if arm.critic is None else arm.critic.model_dump()
         if arm.curriculum is not None:
             given["curriculum"] = arm.curriculum.model_dump(mode="json")
+        if arm.divergence is not None:
+            given["divergence"] = arm.divergence.model_dump(mode="json")
         asked = {"task": dict(self.task), "policy": self.policy, "arm": given}
         return {**asked, "race": asdict(self.race), "seed": self.seed}
 

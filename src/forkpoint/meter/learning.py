@@ -4,6 +4,7 @@ A curve is one arm: the policy as it was, a stage of RL with the rule, held-out 
 the target was met twice in a row, when the tokens are spent, or when the policy has collapsed.
 """
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 
 from forkpoint.config.critic import CriticSettings
 from forkpoint.config.curriculum import Curriculum as CurriculumSettings
+from forkpoint.config.divergence import Divergence
 from forkpoint.config.recipe import RLStage
 from forkpoint.credit import CreditRule
 from forkpoint.credit.needs import Prices
@@ -23,6 +25,7 @@ from forkpoint.losses import reinforce
 from forkpoint.meter.subject import Subject
 from forkpoint.seeds import Key
 from forkpoint.tasks.protocol import split_problems
+from forkpoint.training.components import Reference
 from forkpoint.training.curriculum import Curriculum
 from forkpoint.training.evaluation import EvaluationPlan, evaluate
 from forkpoint.training.optimization import Optimization
@@ -51,6 +54,8 @@ class Arm:
     """Of the critic that the rule asks; None: it asks for none."""
     curriculum: CurriculumSettings | None = None
     """Which problems are sampled; None: as the task gives them."""
+    divergence: Divergence | None = None
+    """Of the policy that the curve starts with; None: not charged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +132,9 @@ def learning_curve(
                 watch(number, step.metrics)
         seconds = time.perf_counter() - began
         gone = {name: count - spent[name] for name, count in probe.cost.items()}
+        if arm.divergence is not None:
+            # The start reads every rollout once more.
+            gone["scored_tokens"] += gone["sampled_tokens"]
         made = _next(points[-1], gone, every * rollouts, every, seconds)
         made = replace(made, trained_solved=float(np.mean(right)))
         points.append(made)
@@ -194,7 +202,7 @@ def _training(subject: Subject, arm: Arm, race: Race, key: Key) -> tuple[RLTrain
                 "warmup": 0, "schedule": "constant", "problems_per_update": race.problems_per_update,
                 "group_size": race.group_size, "max_new_tokens": subject.max_new_tokens,
                 "temperature": subject.temperature, "aggregation": "constant",
-                "critic": arm.critic, "curriculum": arm.curriculum,
+                "critic": arm.critic, "curriculum": arm.curriculum, "divergence": arm.divergence,
                 "credit": {"options": dict(arm.options), "wrap": arm.wrap, "wrap_options": dict(arm.wrap_options)},
             }
         )  # fmt: skip
@@ -206,8 +214,16 @@ def _training(subject: Subject, arm: Arm, race: Race, key: Key) -> tuple[RLTrain
         stage=stage, task=subject.task, policy=subject.policy, probe=probe,
         optimization=Optimization(subject.policy.model, stage), weights_changed=_nobody, key=key,
         credit_rule=arm.rule, policy_loss=reinforce, critic=critic, curriculum=curriculum,
+        reference=_reference(subject, arm.divergence),
     )  # fmt: skip
     return training, probe
+
+
+def _reference(subject: Subject, charge: Divergence | None) -> Reference | None:
+    """The policy as it is now, to stay near."""
+    if charge is None:
+        return None
+    return Reference(policy=copy.deepcopy(subject.policy), kind=charge.kind, where=charge.where)
 
 
 def _nobody(version: int) -> None:

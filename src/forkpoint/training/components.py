@@ -39,6 +39,8 @@ class Reference:
 
     policy: Policy
     kind: str
+    where: str = "all"
+    """`uncredited`: only at tokens whose advantage is 0 (`token_k2`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +187,8 @@ def _components(
             kept, _ = anchor(batch, temperature=objective.temperature)
         if objective.reference.kind == "token_k2":
             weights = batch.divergence_weights[:, None] * batch.policy_weights
+            if objective.reference.where == "uncredited":
+                weights = weights * (batch.advantages == 0)
             parts.append(("divergence", token_k2(logprobs, kept, weights)))
         else:
             parts.append(("divergence", sequence_k2(logprobs, kept, batch.loss_mask, batch.divergence_weights)))
