@@ -171,6 +171,11 @@ def arms_of(experiment: Mapping[str, Any], name: str) -> list[str]:
     return list(experiment["variants"][name].get("arms", experiment["arms"]))
 
 
+def seeds_of(experiment: Mapping[str, Any], name: str) -> list[int]:
+    """The reported seeds of a variant."""
+    return list(experiment["variants"][name].get("seeds", experiment["seeds"]))
+
+
 def asked_cells(what: str, names: Sequence[str], cache: Path) -> list[Asked]:
     """Tuning: every rate on the tuning seeds.  Reporting: the best of them on the others, seed by seed."""
     experiment, wanted = read_experiment(), []
@@ -186,7 +191,7 @@ def asked_cells(what: str, names: Sequence[str], cache: Path) -> list[Asked]:
         best = best_rates(rows_of(name, experiment["tuning"], cache))
         wanted += [
             Asked(variant=name, arm=arm, rate=best[arm].learning_rate, seed=seed)
-            for seed in experiment["seeds"]
+            for seed in seeds_of(experiment, name)
             for arm in arms_of(experiment, name)
             if arm in best
         ]
@@ -222,8 +227,9 @@ def main() -> int:
     if asked.what != "table":
         cells = asked_cells(asked.what, names, asked.cache)
         run(cells, asked.cache, jobs=asked.jobs, budget=60 * asked.budget)
-    seeds = experiment["tuning"] if asked.tuning or asked.what == "tune" else experiment["seeds"]
-    found = {name: rows_of(name, seeds, asked.cache) for name in names}
+    tuned = asked.tuning or asked.what == "tune"
+    seeds = {name: experiment["tuning"] if tuned else seeds_of(experiment, name) for name in names}
+    found = {name: rows_of(name, seeds[name], asked.cache) for name in names}
     if asked.json:
         print(json.dumps({name: [asdict(row) for row in rows] for name, rows in found.items()}, indent=1))
     else:
