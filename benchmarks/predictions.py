@@ -1,6 +1,6 @@
 """What `forkpoint meter --predict` says of each variant of the credit map beforehand, beside what training showed.
 
-    python benchmarks/predictions.py run [--variants C,A] [--cache DIR]    # from the decoders that the curves start with
+    python benchmarks/predictions.py run [--variants C,A] [--cache DIR]    # from the curves' decoders
     python benchmarks/predictions.py table [--json]
 
 Each prediction leaves one small JSON in `benchmarks/cells/credit-map/predictions/`; finished ones are skipped.  What

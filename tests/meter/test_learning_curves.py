@@ -46,6 +46,8 @@ def cell(**changes) -> LearningCell:
         ((0.1, 0.89, 0.95), (0.1, 0.9, 0.9), None),
         ((0.1, None, None, None, None, None), (0.1, 0.8, 0.39, 0.39, 0.39, 0.39), "collapse"),
         ((0.1, None, None, None, None, None), (0.1, 0.8, 0.39, 0.39, 0.41, 0.39), None),
+        ((0.1, None, None, None, None, None), (0.1, 0.12, 0.03, 0.03, 0.03, 0.03), None),
+        ((0.1, None, None, None, None, None), (0.1, 0.14, 0.03, 0.03, 0.03, 0.03), "collapse"),
     ],
 )
 def test_a_curve_ends_at_the_target_met_twice_or_when_it_collapsed(solved, trained, end) -> None:

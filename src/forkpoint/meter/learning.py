@@ -34,6 +34,8 @@ from forkpoint.training.rl import RLTraining
 UNIFORM = "leave_one_out"
 COLLAPSED = 0.5
 """Share of the best solve rate so far below which a policy has collapsed, if it stays there for four points."""
+LOST = 0.1
+"""Of the solve rate, that it must have lost as well: a rate near 0 falls to half by chance."""
 Progress = Callable[[str], None]
 Watch = Callable[[int, Mapping[str, float]], None]
 """Told the metrics of each update."""
@@ -163,7 +165,7 @@ def ended(points: Sequence[Point], race: Race) -> str | None:
     if len(points) > 1 and _met(points[-2], points[-1], race.target):
         return "target"
     shares = [point.trained_solved for point in points]
-    if len(shares) > 4 and max(shares[-4:]) < COLLAPSED * max(shares):
+    if len(shares) > 4 and max(shares[-4:]) < min(COLLAPSED * max(shares), max(shares) - LOST):
         return "collapse"
     return "budget" if points[-1].generated_tokens >= race.max_tokens else None
 
