@@ -38,7 +38,7 @@ RULES: dict[str, dict[str, Any]] = {
 }
 """With their options.  `privileged` is uniform where its gate stays shut: these decoders were told no answers."""
 EXTENT = Extent(
-    tier=Tier.MONTE_CARLO, positions=96, continuations=128, batches=8, gradient_problems=2, oracle_continuations=2
+    tier=Tier.MONTE_CARLO, positions=64, continuations=128, batches=6, gradient_problems=2, oracle_continuations=2
 )
 
 
