@@ -12,6 +12,7 @@ from forkpoint.config.curriculum import Curriculum
 from forkpoint.config.distillation import Distillation
 from forkpoint.config.forks import ForkSettings
 from forkpoint.config.policies import Policy
+from forkpoint.config.reflect import Reflect
 from forkpoint.config.review import LessonSettings, Mix, ReviewSettings
 from forkpoint.config.strict import Strict
 from forkpoint.errors import unknown_name
@@ -254,6 +255,8 @@ class RLStage(StageBase):
     """The learned values that the rule `critic`, or one of somebody else's, asks for; without it the usual ones."""
     curriculum: Curriculum | None = None
     """Which problems come, and which groups are trained on; without it problems are drawn as the task gives them."""
+    reflect: Reflect | None = None
+    """Whether failed attempts are reflected on and tried again; the reflections are rewarded and learned from."""
     keep_rollouts: Annotated[str, Field(pattern=r"^(all|every:[1-9][0-9]{0,8}|sample:[1-9][0-9]{0,8})$")] = "every:10"
     """Which updates' rollouts the store keeps: `all`, `every:N`, or `sample:K` groups of each update."""
 
@@ -270,6 +273,8 @@ class RLStage(StageBase):
                 "the most that one batch holds"
             )
         self._experts_fit()
+        if self.reflect is not None and (self.experts or self.distillation is not None or self.bugs != Bugs()):
+            raise ValueError("reflect goes with none of experts, distillation and bugs")
         if self.problems_per_update < self.updates_per_batch:
             raise ValueError("problems_per_update must be at least updates_per_batch: every update takes whole groups")
         return self

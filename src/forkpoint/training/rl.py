@@ -29,6 +29,7 @@ from forkpoint.training.distillation import Teachers, batch_teachers, taught_row
 from forkpoint.training.drift import drift_metrics
 from forkpoint.training.experts import expert_rows
 from forkpoint.training.optimization import Optimization
+from forkpoint.training.reflecting import Reflected, beside, credited, reflected, reflection_metrics
 from forkpoint.training.rollouts import SamplePlan, judged_groups
 from forkpoint.training.unit import Step
 from forkpoint.verifiers.breaker import check_share
@@ -73,11 +74,13 @@ class RLTraining:
             metrics["distillation_scored_tokens"] = float(sum(len(each.tails) for each in teachers.values()))
         if self.critic is not None:
             metrics.update(self.critic.fit(batch))
+        tried, told = self._reflected(batch)
+        metrics |= told
         sampled = time.perf_counter()
         steps = []
         for part, (some, their) in enumerate(_parts(batch.groups, credits, self.stage.updates_per_batch)):
             number = update + part
-            changes = self._update(number, some, their, teachers)
+            changes = self._update(number, *self._learned(some, their, tried), teachers)
             self.weights_changed(number)
             ended = time.perf_counter()
             seconds = {"sample_seconds": sampled - began if part == 0 else 0.0, "seconds": ended - began}
@@ -89,10 +92,39 @@ class RLTraining:
                 # Rollouts carry the batch's first update, and are kept or rewound with it.
                 groups=batch.groups if part == 0 else (),
                 credits=tuple(credits) if part == 0 else (),
+                reflected=tuple(tried) if part == 0 else (),
             )
             steps.append(step)
             began = ended
         return steps
+
+    def _reflected(self, batch: Batch) -> tuple[list[Reflected], dict[str, float]]:
+        """What failed attempts of the batch led to, with credit, and its metrics; nothing where the stage asks not."""
+        settings, stage = self.stage.reflect, self.stage
+        if settings is None:
+            return [], {}
+        plan = self._plan(batch.update, self.key.child("reflections"))
+        found = reflected(batch.groups, self.probe, self.task, self.policy.texts, settings=settings, plan=plan)
+        check_share(
+            [verdict for each in found for verdict in each.reflections.verdicts], limit=stage.max_unusable
+        )  # fmt: skip
+        trimmed = [
+            replace(each, reflections=usable(each.reflections, drop_truncated=stage.truncated == "drop"))
+            for each in found
+        ]
+        rewards = credited(trimmed, self.probe, update=batch.update, pays=stage.reward.pays)
+        return rewards, dict(reflection_metrics(found))
+
+    def _learned(
+        self, groups: Sequence[Group], credits: Sequence[Credit], tried: Sequence[Reflected]
+    ) -> tuple[list[Group], list[Credit]]:
+        """The groups that an update learns from, with their credits: attempts, and the reflections on them."""
+        mine = beside(tried, groups)
+        attempts = self.stage.reflect is None or self.stage.reflect.attempts
+        return (
+            [*(groups if attempts else ()), *(each.reflections for each in mine)],
+            [*(credits if attempts else ()), *(credit for each in mine for credit in each.credits)],
+        )
 
     def _warm_up(self) -> dict[str, float]:
         """Lets the critic learn from batches of the policy that the stage starts with; the policy stays as it is."""
@@ -216,7 +248,7 @@ class RLTraining:
 
 def _drawn(metrics: Mapping[str, float]) -> int:
     """Tokens that were sampled for an update, by whatever asked for them."""
-    names = ("sampled_tokens", "credit_sampled_tokens", "critic_warmup_tokens")
+    names = ("sampled_tokens", "credit_sampled_tokens", "critic_warmup_tokens", "reflect_sampled_tokens")
     return int(sum(metrics.get(name, 0.0) for name in names))
 
 
