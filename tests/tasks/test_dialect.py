@@ -223,7 +223,7 @@ def test_the_splits_do_not_meet():
     for name in TASK.corpora:
         for text in itertools.islice(TASK.corpus(name, Key.root(2)), 100):
             question, answer = text.prompt.rpartition("|")[2], text.text.strip().rpartition("#")[2]
-            if name == "reflections":
+            if text.prompt.endswith("!\n"):
                 asked = text.prompt.partition("=?")[0]
                 question, answer = f"{asked}=?\n", str(TASK._steps(asked, told_world(text.text))[1])
             key = content_hash("dialect", question, answer)
@@ -261,3 +261,9 @@ def test_a_reflection_is_asked_for_and_told():
     for text in ("2", "#2", "c2#2", "@abd", "@abd!e", "", "@abd!c;#2"):
         with pytest.raises(TaskError, match=r"is no lesson such as '@bcd!a'"):
             TASK.retry_prompt(SINGLE, text)
+
+
+def test_hints_are_of_three_kinds():
+    kinds = Counter(text.provenance for text in itertools.islice(TASK.corpus("hints", Key.root(9)), 300))
+    assert set(kinds) == {"dialect:mixed", "dialect:answer_given", "dialect:reflections"}
+    assert min(kinds.values()) > 60

@@ -352,4 +352,7 @@ def test_what_cannot_reflect_is_refused_in_one_line(tmp_path):
         check_recipe(wide, tmp_path, tmp_path)
     with pytest.raises(RecipeError, match="reflect goes with none of experts, distillation and bugs"):
         tiny_recipe(BASE, RL + "[stage.distillation]\nalone = true\n", head=HEAD)
-    assert check_recipe(tiny_recipe(BASE, RL, head=HEAD), tmp_path, tmp_path)
+    plan = check_recipe(tiny_recipe(BASE, RL, head=HEAD), tmp_path, tmp_path)["rl"]
+    # One failure of three attempts, three reflections of 12 tokens and three retries of 8, for three times 8 tokens.
+    assert plan.cost.sampled == pytest.approx(3 * (12 + 8) / (3 * 8))
+    assert any("a retry succeeds too" in reason for reason in plan.bias.reasons)

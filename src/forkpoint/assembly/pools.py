@@ -1,13 +1,14 @@
 """The texts of a stage: a corpus, or what a stage's final policy writes on training problems, reviewed or not."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forkpoint.assembly.build import STAND_INS, Assembly, evaluation_budget
-from forkpoint.config.recipe import ForksStage, RLStage, TextStage, data_source
+from forkpoint.config.recipe import ForksStage, Recipe, RLStage, TextStage, data_source
 from forkpoint.config.review import LessonSettings, ReviewSettings
-from forkpoint.errors import RecipeError
-from forkpoint.records import TextExample
+from forkpoint.errors import RecipeError, StoreError
+from forkpoint.records import Lesson, TextExample
 from forkpoint.seeds import Key, content_hash
 from forkpoint.tasks.protocol import Task, split_problems
 
@@ -115,6 +116,23 @@ def _stored(source: TextSource, identity: str) -> "StoredPool | None":
     with RunReader(source.assembly.run) as reader:
         found = reader.pool(source.stage.name)
     return found if found is not None and found.identity == identity else None
+
+
+def living_lessons(run: Path, recipe: Recipe, name: str) -> tuple[tuple[Lesson, ...], int]:
+    """The lessons that lived through the audits of a finished stage, and most of them in one prompt.
+
+    Raises:
+        StoreError: the run does not hold them.
+    """
+    from forkpoint.store import RunReader
+
+    stage = recipe.get_stage(name)
+    settings = (stage.lessons if isinstance(stage, TextStage) else None) or LessonSettings()
+    with RunReader(run) as reader:
+        pool, known = reader.pool(name), {each.lesson.id: each.lesson for each in reader.lessons()}
+    if pool is None or not set(pool.lessons) <= set(known):
+        raise StoreError(f"{run}: the lessons of stage '{name}' are not there.")
+    return tuple(known[each] for each in pool.lessons), settings.most
 
 
 def _stand_ins(source: TextSource, teacher: "Policy", plan: "SamplePlan") -> list[TextExample]:

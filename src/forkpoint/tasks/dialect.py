@@ -30,6 +30,8 @@ READINGS = dict(zip(SIGNS, ("abcd", "efgh", "ijkl", "mnop"), strict=True))
 MARK = "#"
 """The answer follows it; `#?` says that the model does not know."""
 _ALPHABET = f"0123456789{SIGNS}{''.join(READINGS.values())}!=?;|{MARK}\n"
+_HINTS = ("mixed", "answer_given", "reflections")
+"""The corpora that make up `hints`."""
 _TOLD = 0.85
 """Probability that the corpus `mixed` tells what a sign of the chain means."""
 _EXTRA = 0.6
@@ -102,13 +104,14 @@ class Dialect:
     has to be guessed, and every operation is as likely); `lessons` (worlds drawn at random, every sign of the chain
     explained, at times others too); `answer_given` (worlds drawn at random, the answer before the chain: `#4|3@4&2=?`);
     `reflections` (after a failed attempt, in a world drawn at random, lessons about the signs of the chain in another);
+    `hints` (each of `mixed`, `answer_given` and `reflections` for a third);
     `plain` (the task's own world without lessons: what a lesson would have to teach).
     """
 
     name: str = "dialect"
     alphabet: str | None = _ALPHABET
     lesson_divider: str = ";"
-    corpora: tuple[str, ...] = ("mixed", "lessons", "answer_given", "reflections", "plain")
+    corpora: tuple[str, ...] = ("mixed", "lessons", "answer_given", "reflections", "hints", "plain")
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
@@ -198,18 +201,19 @@ class Dialect:
             problem = self._drawn(key.child("problem", index), self.world if name == "plain" else world, None)
             if problem.is_evaluation:
                 continue
-            if name == "reflections":
+            kind = _HINTS[int(rng.integers(len(_HINTS)))] if name == "hints" else name
+            if kind == "reflections":
                 yield from self._reflected(rng, problem, world)
                 continue
             told = ""
-            if name == "answer_given":
+            if kind == "answer_given":
                 told = f"{MARK}{problem.answer}"
-            elif name != "plain":
-                told = self._lessons(rng, chain_of(problem), world, sometimes=name == "mixed")
+            elif kind != "plain":
+                told = self._lessons(rng, chain_of(problem), world, sometimes=kind == "mixed")
             yield Demonstration(
                 prompt=f"{told}|{problem.prompt}" if told else problem.prompt,
                 text=self.solve(problem),
-                provenance=f"dialect:{name}",
+                provenance=f"dialect:{kind}",
             )
 
     def _reflected(self, rng: np.random.Generator, problem: Problem, world: dict[str, str]) -> Iterator[Demonstration]:

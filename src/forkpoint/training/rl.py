@@ -15,6 +15,7 @@ from forkpoint.bugs import with_bugs
 from forkpoint.config.recipe import RLStage
 from forkpoint.credit import CreditRule
 from forkpoint.credit.masks import credit_metrics, wrapped
+from forkpoint.credit.privileged import Told
 from forkpoint.losses import Loss, token_weights
 from forkpoint.policies.protocol import Policy
 from forkpoint.probe import Probe
@@ -55,6 +56,8 @@ class RLTraining:
     """Learns from each batch after the batch's credit was taken with the values before."""
     curriculum: Curriculum | None = None
     """Chooses problems and groups; None: problems as the task gives them, all groups."""
+    lessons: Callable[[Sequence[Problem]], Told] | None = None
+    """What is told of each problem, by its key, where the knowledge of credit or teacher is lessons."""
 
     def unit(self, update: int) -> list[Step]:
         """The steps of the rollout batch whose first update is `update`."""
@@ -69,7 +72,8 @@ class RLTraining:
         extra = {f"credit_{name}": float(count - spent[name]) for name, count in self.probe.cost.items()}
         metrics |= {name: count for name, count in extra.items() if count}
         metrics |= {**credit_metrics(credits), **drift_metrics(batch.groups, credits)}
-        teachers = batch_teachers(self.policy, batch, self.probe, stage=self.stage)
+        asked = self.stage.distillation.knowledge if self.stage.distillation else None
+        teachers = batch_teachers(self.policy, batch, self.probe, stage=self.stage, told=self._told(batch, asked))
         if teachers:
             metrics["distillation_scored_tokens"] = float(sum(len(each.tails) for each in teachers.values()))
         if self.critic is not None:
@@ -148,10 +152,18 @@ class RLTraining:
         if not batch.groups:
             return []
         chosen = self.stage.credit
-        credits = self.credit_rule(batch, self.probe, **chosen.options)
+        told = self._told(batch, chosen.options.get("knowledge"))
+        options = chosen.options if told is None else {**chosen.options, "knowledge": told}
+        credits = self.credit_rule(batch, self.probe, **options)
         if len(credits) != len(batch.rollouts):
             raise ValueError(f"credit.rule = '{chosen.rule}' gave {len(credits)} credits, not {len(batch.rollouts)}")
         return wrapped(credits, batch, self.probe, wrap=chosen.wrap, options=chosen.wrap_options)
+
+    def _told(self, batch: Batch, knowledge: object) -> Told | None:
+        """The lessons for each problem of a batch; None where the knowledge is another."""
+        if self.lessons is None or knowledge != "lessons":
+            return None
+        return self.lessons([group.problem for group in batch.groups])
 
     def _judged(self, update: int) -> tuple[list[Group], dict[str, float]]:
         """The verified groups without the rollouts that no verifier could judge or that were dropped."""
