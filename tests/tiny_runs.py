@@ -58,7 +58,10 @@ keep_rollouts = "all"
 length_penalty = 0.5
 """
 TIMINGS = ("seconds", "sample_seconds")
-_TABLES = ("updates", "metrics", "problems", "rollouts", "verdicts", "credits", "evaluations", "findings")
+_TABLES = (
+    "updates", "metrics", "problems", "rollouts", "verdicts", "credits", "evaluations", "findings",
+    "reviews", "edits", "lessons", "pools", "pool_texts",
+)  # fmt: skip
 
 
 class Never:

@@ -93,6 +93,19 @@ class Privileged(Protocol):
 
 
 @runtime_checkable
+class Reflective(Protocol):
+    """A task whose prompts can hold a failed attempt, and then the hint that it led to (stages that reflect)."""
+
+    def reflection_prompt(self, problem: Problem, attempt: str) -> str:
+        """The prompt that shows a failed attempt and asks for a hint, as pretraining taught to read it."""
+        ...
+
+    def retry_prompt(self, problem: Problem, reflection: str) -> str:
+        """The prompt with the hint in it and without the attempt; raises `TaskError` for a text that is no hint."""
+        ...
+
+
+@runtime_checkable
 class Stepped(Protocol):
     """A task that knows where the steps of a rollout begin (causal cuts, reviews)."""
 

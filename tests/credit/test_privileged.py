@@ -1,6 +1,7 @@
 """Hindsight magnitude: signs, the gate, what is told, and the Bayes identity by enumeration."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -215,3 +216,16 @@ def test_options_out_of_bounds_are_refused(options):
 def test_a_task_without_such_prompts_is_refused():
     with pytest.raises(ValueError, match="privileged_prompt"):
         privileged(batch_of(group()), SignalProbe(object(), None))
+
+
+def test_what_a_stage_tells_of_problems_is_told_by_their_keys():
+    one, two = (group(of=replace(problem(), key=key)) for key in "ab")
+    batch = batch_of(one, two)
+    assert knowledge_of(batch, Told(), knowledge={"b": "e"}) == [None] * 3 + ["e"] * 3
+    # Without a stage that says of which problem, nothing is.
+    assert knowledge_of(batch, Told(), knowledge="lessons") == [None] * 6
+    # An open gate changes the magnitudes of the told problem alone.
+    made = privileged(batch, scored(1.0), knowledge={"b": "e"}, strength=1.0)
+    assert [credit.cost["scored_tokens"] > 0 for credit in made] == [False] * 3 + [True] * 3
+    assert made[0].advantages[0] == 1.0
+    assert made[3].advantages[0] == pytest.approx(1.2)

@@ -82,6 +82,39 @@ rule = "critic"
 [stage.loss]
 name = "clipped_surrogate"
 """
+REVIEWED = """
+name = "reviewed"
+slots = 64
+[policy]
+kind = "hf"
+path = "package:backtrack"
+[task]
+name = "paths"
+[evaluation]
+problems = 2
+final_problems = 2
+max_new_tokens = 16
+[doctor]
+before = false
+every = 0
+[[stage]]
+name = "base"
+kind = "pretrain"
+updates = 0
+[[stage]]
+name = "learn"
+kind = "sft"
+from = "base"
+data = "edits:base"
+updates = 3
+batch_size = 4
+checkpoint_every = 1
+[stage.review]
+problems = 6
+group_size = 4
+edit = "prune"
+"""
+"""Walks at random; what it solves is reviewed and imitated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +130,11 @@ class Ended:
 def recipes() -> dict[str, Recipe]:
     """A decoder that is pretrained and then reinforced, and a table with a critic."""
     return {"decoder": parse_recipe(HEAD + DECODER, SMALLER), "tabular": parse_recipe(TABULAR)}
+
+
+def swept_recipes() -> dict[str, Recipe]:
+    """Those of the tests, and one whose last stage learns from a review; for the sweep alone, since it takes longer."""
+    return {**recipes(), "reviewed": parse_recipe(REVIEWED)}
 
 
 def assembly_of(folder: Path, recipe: Recipe) -> Assembly:
@@ -140,13 +178,13 @@ def in_child(function: Callable[[], int], *, hook: FaultHook | None = None, kill
         return Ended(code=os.waitstatus_to_exitcode(status), message=pipe.read())
 
 
-def warm(folder: Path) -> None:
+def warm(folder: Path, chosen: dict[str, Recipe] | None = None) -> None:
     """Pays for imports and first calls before the first fork.
 
     The backward pass runs on the calling thread on a CPU, so no thread is lost in a fork.
     """
     torch.set_num_threads(1)
-    for name, recipe in recipes().items():
+    for name, recipe in (recipes() if chosen is None else chosen).items():
         assert attempt(folder / name, recipe) == 0
 
 

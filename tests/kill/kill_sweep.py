@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kill_runs import Ended, attempt, everything, in_child, recipes, recorded_visits, say, warm
+from kill_runs import Ended, attempt, everything, in_child, recorded_visits, say, swept_recipes, warm
 
 from forkpoint.config import Recipe
 from forkpoint.files import fault_from_text
@@ -165,9 +165,9 @@ def damage_newest(sweep: Sweep, folder: Path) -> None:
     model.write_bytes(model.read_bytes()[:-1])
 
 
-def sweeps(place: Path, tally: Tally) -> Iterator[Sweep]:
+def sweeps(place: Path, tally: Tally, chosen: dict[str, Recipe]) -> Iterator[Sweep]:
     """One for each recipe, prepared."""
-    for name, recipe in recipes().items():
+    for name, recipe in chosen.items():
         yield Sweep(name=name, recipe=recipe, place=place / name, tally=tally).prepare()
 
 
@@ -182,10 +182,10 @@ def broken_runs(sweep: Sweep) -> Iterable[Path]:
         yield folder
 
 
-def sweep_all(place: Path, *, kills: int, every: int, seed: int) -> Tally:
+def sweep_all(place: Path, chosen: dict[str, Recipe], *, kills: int, every: int, seed: int) -> Tally:
     """Everything, or one in `every`; `kills` at random instants for each recipe."""
     tally = Tally()
-    for sweep in sweeps(place, tally):
+    for sweep in sweeps(place, tally, chosen):
         points = {point for point, _ in sweep.visits}
         say(f"{sweep.name}: {len(sweep.visits)} visits of {len(points)} fault points, {sweep.seconds:.2f} s unbroken")
         for point, visit in sweep.visits[::every]:
@@ -204,14 +204,17 @@ def sweep_all(place: Path, *, kills: int, every: int, seed: int) -> Tally:
 def main() -> int:
     """Prints what was broken and whether every run came out the same; exits 1 when one did not."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=120, help="kills at random instants, for each of two recipes")
+    parser.add_argument("--kills", type=int, default=120, help="kills at random instants, for each recipe")
     parser.add_argument("--every", type=int, default=1, help="one in so many visits of fault points")
     parser.add_argument("--seed", type=int, default=0, help="of the random instants")
+    known = swept_recipes()
+    parser.add_argument("--only", choices=sorted(known), help="one recipe instead of all")
     chosen = parser.parse_args()
+    swept = known if chosen.only is None else {chosen.only: known[chosen.only]}
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        warm(Path(folder) / "warm")
-        tally = sweep_all(Path(folder), kills=chosen.kills, every=chosen.every, seed=chosen.seed)
+        warm(Path(folder) / "warm", swept)
+        tally = sweep_all(Path(folder), swept, kills=chosen.kills, every=chosen.every, seed=chosen.seed)
     for kind, count in tally.counts.items():
         say(f"{count:6d} {kind}")
     for failure in tally.failures:

@@ -92,6 +92,23 @@ CREATE TABLE metrics (
 
 CREATE TABLE migrations (number INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT;
 
+CREATE TABLE pool_texts (
+    stage TEXT NOT NULL REFERENCES pools (stage),
+    position INTEGER NOT NULL,
+    beside INTEGER NOT NULL CHECK (beside IN (0, 1)),
+    tokens BLOB NOT NULL,               -- int32, the prompt's included
+    loss_mask BLOB NOT NULL,            -- one byte per position
+    provenance ANY NOT NULL,
+    PRIMARY KEY (stage, position)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE pools (
+    stage TEXT PRIMARY KEY REFERENCES stages (name),    -- that learns from the texts
+    identity TEXT NOT NULL,             -- hash of what decides the texts beside the weights
+    tokens INTEGER NOT NULL,            -- sampled to make them
+    lessons TEXT NOT NULL               -- JSON: ids of the lessons that lived
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE problems (
     key TEXT PRIMARY KEY,
     task TEXT NOT NULL,

@@ -1,11 +1,16 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
-from store_examples import LONE, new_run, record, rollout
+from store_examples import LONE, frozen, new_run, problem, record, rollout
 
 from forkpoint.errors import StoreError
 from forkpoint.files import connect_database
-from forkpoint.records import EditKind, Lesson
+from forkpoint.records import EditKind, Group, Lesson, Outcome, TextExample, Verdict
 from forkpoint.review.postmortem import Claim, Estimate, Review, Span, Verification, Waste, make_edit
-from forkpoint.store import RunReader, RunWriter, StoredEdit, StoredLesson
+from forkpoint.store import RunReader, RunWriter, StoredEdit, StoredLesson, StoredPool
+
+VERDICT = Verdict(outcome=Outcome.WRONG, correct=False)
 
 CLAIM = Claim(start=2, end=3, change=-0.5, interval=(-0.7, -0.25), p_value=0.001)
 
@@ -93,11 +98,52 @@ def test_lessons_come_back_and_are_replaced(run):
 
 def test_a_run_of_an_older_version_has_no_reviews(run):
     connection = connect_database(run / "run.db")
-    for table in ("reviews", "edits", "lessons"):
+    for table in ("reviews", "edits", "lessons", "pool_texts", "pools"):
         connection.execute(f"DROP TABLE {table}")
-    connection.execute("DELETE FROM migrations WHERE number = 2")
+    connection.execute("DELETE FROM migrations WHERE number >= 2")
     connection.close()
     with RunReader(run) as reader:
         assert (reader.reviews(), reader.edits(), reader.lessons()) == ([], [], [])
+        assert reader.pool("base") is None
     with RunWriter.open(run) as writer:
         writer.record_reviews([review(rollout().id)])
+
+
+def text(provenance, *tokens):
+    mask = [place > 1 for place in range(len(tokens))]
+    return TextExample(tokens=frozen(tokens, np.int32), loss_mask=frozen(mask, np.bool_), provenance=provenance)
+
+
+def told(pool):
+    return [
+        [(each.tokens.tolist(), each.loss_mask.tolist(), each.provenance) for each in part]
+        for part in (pool.examples, pool.beside)
+    ]
+
+
+def test_a_pool_comes_back_in_its_order_and_is_replaced(run):
+    first = StoredPool(identity="x", tokens=12, lessons=("a", "b"), examples=(text(LONE, 5, 6, 7), text("b", 1, 2)))
+    second = StoredPool(identity="y", tokens=3, examples=(text("z", 9),), beside=(text("y", 8, 7, 6), text("x", 1)))
+    with RunWriter.open(run) as writer, RunReader(run) as reader:
+        assert reader.pool("rl") is None
+        for pool in (first, second):
+            writer.record_pool("rl", pool)
+            found = reader.pool("rl")
+            assert told(found) == told(pool)
+            assert (found.identity, found.tokens, found.lessons) == (pool.identity, pool.tokens, pool.lessons)
+        assert reader.pool("other") is None
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_stage_that_begins_again_keeps_a_whole_review_alone(run, whole):
+    begun = [replace(rollout(update=0, purpose="review", index=place), id=f"begun{place}") for place in range(2)]
+    with RunWriter.open(run) as writer, RunReader(run) as reader:
+        group = Group(problem=problem(), rollouts=tuple(begun), verdicts=(VERDICT, VERDICT))
+        writer.record_rollouts([group], stage="rl", update=0, purpose="review")
+        writer.record_reviews([review("begun0")])
+        if whole:
+            writer.record_pool("rl", StoredPool(identity="x", tokens=1, examples=()))
+        writer.rewind("rl", -1)
+        kept = [each.id for each in reader.rollouts("rl", None, None)]
+        assert kept == (["begun0", "begun1"] if whole else [])
+        assert ("begun0" in [each.rollout_id for each in reader.reviews()]) == whole

@@ -7,8 +7,8 @@ from forkpoint.errors import StoreError
 from forkpoint.store.schema import MIGRATIONS, migrate, schema_text, schema_version
 
 GOLDEN = Path(__file__).with_name("golden_schema.sql")
-NEXT = ("m003_next", ("CREATE TABLE extra (x INTEGER) STRICT", "ALTER TABLE updates ADD COLUMN extra REAL"))
-BROKEN = ("m003_broken", ("CREATE TABLE extra (x INTEGER) STRICT", "CREATE TABLE updates (x INTEGER)"))
+NEXT = ("m004_next", ("CREATE TABLE extra (x INTEGER) STRICT", "ALTER TABLE updates ADD COLUMN extra REAL"))
+BROKEN = ("m004_broken", ("CREATE TABLE extra (x INTEGER) STRICT", "CREATE TABLE updates (x INTEGER)"))
 
 
 @pytest.fixture
@@ -58,5 +58,5 @@ def test_a_migration_that_fails_leaves_nothing(connection):
 
 def test_a_newer_database_is_refused_in_one_line(connection):
     migrate(connection, "memory", migrations=(*MIGRATIONS, NEXT))
-    with pytest.raises(StoreError, match=r"^runs/x/run\.db has schema 3, this forkpoint knows 1 to 2: .*$"):
+    with pytest.raises(StoreError, match=r"^runs/x/run\.db has schema 4, this forkpoint knows 1 to 3: .*$"):
         migrate(connection, "runs/x/run.db")

@@ -8,7 +8,7 @@ import pytest
 
 from forkpoint.conformance import check_task
 from forkpoint.errors import TaskError
-from forkpoint.probe import Answerable, Privileged, Stateful, Stepped, Teachable
+from forkpoint.probe import Answerable, Privileged, Reflective, Stateful, Stepped, Teachable
 from forkpoint.records import Outcome, Problem
 from forkpoint.seeds import Key, content_hash
 from forkpoint.tasks.dialect import OPERATIONS, READINGS, SIGNS, Dialect, Settings, apply, build, lesson_text, reading
@@ -223,6 +223,47 @@ def test_the_splits_do_not_meet():
     for name in TASK.corpora:
         for text in itertools.islice(TASK.corpus(name, Key.root(2)), 100):
             question, answer = text.prompt.rpartition("|")[2], text.text.strip().rpartition("#")[2]
+            if text.prompt.endswith("!\n"):
+                asked = text.prompt.partition("=?")[0]
+                question, answer = f"{asked}=?\n", str(TASK._steps(asked, told_world(text.text))[1])
             key = content_hash("dialect", question, answer)
             assert not replace(SINGLE, key=key).is_evaluation
     assert isinstance(TASK, Dialect)
+
+
+def told_world(text):
+    """What the lessons of a reflection say."""
+    return {part[0]: OPERATIONS[READINGS[part[0]].index(part[-1])] for part in text.strip().split(";")}
+
+
+def test_reflections_tell_the_world_after_an_attempt_in_another():
+    told = list(itertools.islice(TASK.corpus("reflections", Key.root(4)), 200))
+    for text in told:
+        asked, _, attempt = text.prompt.partition("=?")
+        assert attempt.endswith("!\n")
+        # Each sign of the chain once, in order, as a lesson; under it the attempt is wrong.
+        world = told_world(text.text)
+        used = [sign for sign in SIGNS if sign in asked]
+        assert text.text == ";".join(lesson_text(sign, world[sign]) for sign in used) + "\n"
+        answer = str(TASK._steps(asked, world)[1])
+        assert outcome(attempt[:-2], replace(SINGLE, answer=answer)) is Outcome.WRONG
+        assert len(attempt) == len(asked) + 3
+    assert len(Counter(text.text[-2] for text in told)) == 16
+
+
+def test_a_reflection_is_asked_for_and_told():
+    assert isinstance(TASK, Reflective)
+    assert TASK.reflection_prompt(SINGLE, "a7#7\nrest\n") == "3@4=?a7#7!\n"
+    assert TASK.reflection_prompt(SINGLE, "a\N{REPLACEMENT CHARACTER}7<") == "3@4=?a?7?!\n"
+    assert TASK.retry_prompt(SINGLE, "@abd!c\n") == "@abd!c|3@4=?\n"
+    assert TASK.retry_prompt(LONG, "@abd!c;&fgh!e") == "@abd!c;&fgh!e|3@4&9%5=?\n"
+    # The answer, steps with an answer, a garbled lesson, one about a letter of another sign, nothing.
+    for text in ("2", "#2", "c2#2", "@abd", "@abd!e", "", "@abd!c;#2"):
+        with pytest.raises(TaskError, match=r"is no lesson such as '@bcd!a'"):
+            TASK.retry_prompt(SINGLE, text)
+
+
+def test_hints_are_of_three_kinds():
+    kinds = Counter(text.provenance for text in itertools.islice(TASK.corpus("hints", Key.root(9)), 300))
+    assert set(kinds) == {"dialect:mixed", "dialect:answer_given", "dialect:reflections"}
+    assert min(kinds.values()) > 60

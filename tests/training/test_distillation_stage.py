@@ -199,7 +199,7 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(recipe, error, par
 
 @pytest.mark.parametrize(("setting", "allowed"), [
     ("coefficient=0", "greater than 0"),
-    ("knowledge=anything", "answer, feedback, sibling, solution, wrong_answer"),
+    ("knowledge=anything", "answer, feedback, lessons, sibling, solution, wrong_answer"),
     ("top_k=2000", "1024"),
     ("direction=both", "forward, jsd, reverse"),
     ("wher=all", "wher"),

@@ -11,7 +11,7 @@ from tiny_runs import BASE, HEAD, RL, After, fingerprint, finished, make_run, re
 from forkpoint.assembly import Assembly
 from forkpoint.audits.template_collapse import CrossScores, collapse, cross_scores, findings
 from forkpoint.cli.worker import work
-from forkpoint.config.recipe import Audits
+from forkpoint.config.watching import Audits
 from forkpoint.errors import ModelError
 from forkpoint.records import Finding, Outcome, Reward, Severity, Verdict
 from forkpoint.seeds import Key

@@ -2,18 +2,35 @@
 
 import re
 import sqlite3
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from tiny_runs import BASE, RL, After, Never, differences, fingerprint, finished, make_run, resume, status, tiny_recipe
+from tiny_runs import (
+    BASE,
+    HEAD,
+    RL,
+    After,
+    Never,
+    differences,
+    fingerprint,
+    finished,
+    make_run,
+    resume,
+    status,
+    tiny_recipe,
+)
 
 from forkpoint.assembly import Assembly
 from forkpoint.assembly.checks import check_recipe
 from forkpoint.assembly.pools import TextSource, text_draw
 from forkpoint.cli.worker import work
 from forkpoint.errors import RecipeError, TaskError
-from forkpoint.store import RunReader
+from forkpoint.review.lessons import make_lesson
+from forkpoint.store import RunReader, StoredLesson
+from forkpoint.training.imitation import demonstration_example
+from forkpoint.training.teaching import Taught
 
 WALKER_HEAD = """
 name = "tiny"
@@ -29,6 +46,7 @@ max_new_tokens = 16
 """
 """Walks at random on stars of three branches of three, and solves about a third of them."""
 WALKER = '[[stage]]\nname = "base"\nkind = "pretrain"\nupdates = 0\n'
+PATHS = 'name = "paths"\nbranches = 2\ndepth = 1\nwalk_length = 6'
 QUICK = ("doctor.before=false", "doctor.every=0")
 LEARN = """
 [[stage]]
@@ -155,6 +173,79 @@ def test_the_store_keeps_the_review_and_a_resume_changes_nothing(tmp_path):
         assert 0 < sum(bool(review.wasted) for review in reviews) < len(reviews)
         assert len(edits) == sum(len(review.wasted) for review in reviews)
         assert line.startswith(f"96 rollouts ({len(right)} correct), {len(right)} texts, ")
+
+
+def refuse(*_, **__):
+    raise AssertionError("reviewed again")
+
+
+@pytest.mark.parametrize(("edit", "asked"), [("prune", 2), ("relabel", 3)])
+def test_a_resume_reads_the_review_and_samples_nothing(tmp_path, monkeypatch, edit, asked):
+    recipe = recipe_of("edits:base", '[stage.mix]\ndata = "golden"\nshare = 0.25\n', edit=edit)
+    whole = finished(tmp_path / "whole", recipe)
+    broken = make_run(tmp_path / "broken", recipe)
+    work(broken, After(asked))
+    assert status(broken.run)["learn"] == "stopped"
+    monkeypatch.setattr("forkpoint.training.reviewing.reviewed", refuse)
+    resume(Assembly(recipe=recipe, origin=broken.run, run=broken.run))
+    assert differences(fingerprint(whole), fingerprint(broken)) == []
+
+
+def test_a_kill_before_the_first_checkpoint_does_not_cost_the_review(tmp_path, monkeypatch):
+    recipe = recipe_of("edits:base", edit="prune")
+    whole = finished(tmp_path / "whole", recipe)
+    broken = make_run(tmp_path / "broken", recipe)
+    with monkeypatch.context() as patched:
+        patched.setattr("forkpoint.training.imitation.TextTraining.unit", refuse)
+        with pytest.raises(AssertionError):
+            work(broken, Never())
+    assert not list((broken.run / "stages").glob("learn/step-*"))
+    monkeypatch.setattr("forkpoint.training.reviewing.reviewed", refuse)
+    resume(Assembly(recipe=recipe, origin=broken.run, run=broken.run))
+    assert differences(fingerprint(whole), fingerprint(broken)) == []
+
+
+def test_a_review_that_was_cut_short_is_made_again(tmp_path, monkeypatch):
+    recipe = recipe_of("edits:base", edit="prune")
+    whole = finished(tmp_path / "whole", recipe)
+    broken = make_run(tmp_path / "broken", recipe)
+    with monkeypatch.context() as patched:
+        # Rollouts, reviews and edits are written, the texts are not.
+        patched.setattr("forkpoint.store.writer.write_pool", refuse)
+        with pytest.raises(AssertionError):
+            work(broken, Never())
+    resume(Assembly(recipe=recipe, origin=broken.run, run=broken.run))
+    assert differences(fingerprint(whole), fingerprint(broken)) == []
+
+
+def test_lessons_are_read_too(tmp_path, monkeypatch):
+    calls = []
+
+    def taught(probe, task, texts, settings, plan, count):
+        calls.append(count)
+        lessons = [make_lesson(task.name, text) for text in ("@bcd!a", "@acd!b")]
+        stored = (
+            StoredLesson(lesson=replace(lessons[0], helpful=2)),
+            StoredLesson(lesson=replace(lessons[1], harmful=2), deleted=True),
+        )
+        text = demonstration_example(texts, next(iter(task.corpus("plain", plan.key))))
+        return Taught(lessons=stored, examples=(text,), gate="open", tokens=321)
+
+    monkeypatch.setattr("forkpoint.training.teaching.taught", taught)
+    text = LEARN.replace("DATA", "lessons:base") + "[stage.lessons]\nproblems = 0\n"
+    base = BASE.replace("walks", "plain").replace("updates = 5", "updates = 1")
+    recipe = tiny_recipe(base, text, overrides=QUICK, head=HEAD.replace(PATHS, 'name = "dialect"'))
+    whole = finished(tmp_path / "whole", recipe)
+    broken = make_run(tmp_path / "broken", recipe)
+    work(broken, After(2))
+    resume(Assembly(recipe=recipe, origin=broken.run, run=broken.run))
+    assert differences(fingerprint(whole), fingerprint(broken)) == []
+    assert calls == [40, 40]
+    with RunReader(broken.run) as reader:
+        pool = reader.pool("learn")
+        assert pool.tokens == reader.updates("learn")[2].sum() == 321
+        # Those that live, by the id of their text.
+        assert pool.lessons == (make_lesson("dialect", "@bcd!a").id,)
 
 
 def test_a_fix_is_imitated_only_when_a_rerollout_confirmed_it(tmp_path):

@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -15,6 +15,7 @@ from forkpoint.assembly.tables import CREDIT_RULES, LOSSES, build_task, model_fo
 from forkpoint.config.policies import FolderPolicy, TabularPolicy
 from forkpoint.config.recipe import AnyStage, ForksStage, Recipe, RLStage, Shifted, parent, rollout_budget
 from forkpoint.errors import CheckpointError, RecipeError
+from forkpoint.records import Problem
 from forkpoint.seeds import Key, content_hash
 from forkpoint.tasks.protocol import Interactive, Task, split_problems
 
@@ -318,6 +319,7 @@ class Assembly:
                 key=key, credit_rule=resolve("credit.rule", stage.credit.rule, CREDIT_RULES),
                 policy_loss=resolve("loss.name", stage.loss.name, LOSSES), reference=reference, critic=critic,
                 curriculum=Curriculum(stage.curriculum, task, key.child("curriculum")) if stage.curriculum else None,
+                lessons=None if stage.lessons is None else self._lessons(stage.lessons, task),
             )  # fmt: skip
         if isinstance(stage, ForksStage):
             return self._forks_training(stage, task, policy, optimization)
@@ -325,6 +327,14 @@ class Assembly:
 
         draw, sampled = text_draw(TextSource(assembly=self, stage=stage, task=task, texts=policy.texts, writer=writer))
         return TextTraining(stage=stage, policy=policy, optimization=optimization, draw=draw, sampled=sampled)
+
+    def _lessons(self, name: str, task: Task) -> "Callable[[Sequence[Problem]], Mapping[str, str]]":
+        """What the lessons that lived in a finished stage say of problems; nothing where no stage was run."""
+        from forkpoint.assembly.pools import living_lessons
+        from forkpoint.training.teaching import lesson_texts
+
+        lessons, most = ((), 1) if self.unrun else living_lessons(self.run, self.recipe, name)
+        return partial(lesson_texts, lessons=lessons, task=task, most=most)
 
     def _forks_training(
         self, stage: ForksStage, task: Task, policy: "Policy", optimization: "Optimization"

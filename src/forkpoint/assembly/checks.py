@@ -17,6 +17,7 @@ from forkpoint.assembly.credit_checks import (
 )
 from forkpoint.assembly.critics import CriticKind, critic_kind
 from forkpoint.assembly.distillation_checks import check_distillation
+from forkpoint.assembly.reflect_checks import check_reflect
 from forkpoint.assembly.review_checks import check_review
 from forkpoint.assembly.tables import CREDIT_RULES, LOSSES, resolve
 from forkpoint.config.curriculum import Curriculum
@@ -81,6 +82,7 @@ def _check_credit(
     try_credit(where, stage, rule, task, train[0])
     check_credit_lengths(where, stage, task, policy, train[:PROBED])
     check_distillation(where, stage, task, policy, train[:PROBED])
+    check_reflect(where, stage, task, policy, train[:PROBED])
     return plan_credit(stage, task, policy, train[0], critic=critic)
 
 

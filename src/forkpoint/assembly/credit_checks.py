@@ -16,6 +16,7 @@ from forkpoint.credit.group import leave_one_out
 from forkpoint.credit.masks import wrapped
 from forkpoint.credit.needs import (
     CRITIC_FORMULAS,
+    REFLECT_FORMULA,
     RULE_DEMANDS,
     WRAPPER_DEMANDS,
     Cost,
@@ -26,13 +27,14 @@ from forkpoint.credit.needs import (
     credit_cost,
     critic_cost,
     offered,
+    reflect_cost,
     unmet,
     workable,
 )
 from forkpoint.credit.privileged import Knowledge, knowledge_of
 from forkpoint.credit.transcripts import step_cuts
 from forkpoint.errors import ForkpointError, ModelError, RecipeError
-from forkpoint.probe import Answerable, Continuation, Privileged, SampleRequest, ScoreRequest
+from forkpoint.probe import Answerable, Continuation, Privileged, SampleRequest, ScoreRequest, Teachable
 from forkpoint.records import Batch, Floats, Group, Ints, Outcome, Problem, Reward, Rollout, Verdict, frozen_array
 from forkpoint.tasks.protocol import Task
 from forkpoint.verifiers.outside import written_rollout
@@ -110,7 +112,7 @@ _LACKS: Mapping[Need, str] = MappingProxyType(
         **{
             need: f"{need}, which the task {{task}} lacks"
             for need in (
-                Need.STATE, Need.EARLY_ANSWER, Need.PRIVILEGED_PROMPT, Need.STEP_CHECK, Need.CUT_POINTS
+                Need.STATE, Need.EARLY_ANSWER, Need.PRIVILEGED_PROMPT, Need.LESSONS, Need.STEP_CHECK, Need.CUT_POINTS,
             )
         },
     }
@@ -219,7 +221,12 @@ def told_length(task: Task, policy: "Policy", problems: Sequence[Problem], knowl
     if not isinstance(task, Privileged):
         return 0
     groups = tuple(_written_group(task, problem) for problem in problems)
-    told = knowledge_of(Batch(groups=groups, update=0), task, knowledge=knowledge)
+    asked_of = Batch(groups=groups, update=0)
+    if knowledge == "lessons" and isinstance(task, Teachable):
+        # All that could be told stands for the lessons that will be.
+        told = knowledge_of(asked_of, task, knowledge={each.key: task.right_lesson(each) for each in problems})
+    else:
+        told = knowledge_of(asked_of, task, knowledge=knowledge)
     asked = zip((problem for problem in problems for _ in range(2)), told, strict=True)
     texts = [task.privileged_prompt(problem, text) for problem, text in asked if text is not None]
     return max((len(policy.texts.encode_prompt(text)) for text in texts), default=0)
@@ -251,6 +258,11 @@ def plan_credit(
     if stage.distillation is not None:
         cost = None if cost is None else cost + RULE_DEMANDS["privileged"].cost({}, shape)
         formulas.append("teacher: 1 + U / T scored")
+    if stage.reflect is not None:
+        asked = stage.reflect
+        spent = reflect_cost(asked.failures, asked.reflections, asked.max_new_tokens, shape)
+        cost = None if cost is None else cost + spent
+        formulas.append(REFLECT_FORMULA)
     return CreditPlan(
         bias=unbiased(stage, fixed_length=hasattr(task, "budget")),
         cost=cost,

@@ -1,20 +1,21 @@
 """The texts of a stage: a corpus, or what a stage's final policy writes on training problems, reviewed or not."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forkpoint.assembly.build import STAND_INS, Assembly, evaluation_budget
-from forkpoint.config.recipe import ForksStage, RLStage, TextStage, data_source
+from forkpoint.config.recipe import ForksStage, Recipe, RLStage, TextStage, data_source
 from forkpoint.config.review import LessonSettings, ReviewSettings
-from forkpoint.errors import RecipeError
-from forkpoint.records import TextExample
-from forkpoint.seeds import Key
+from forkpoint.errors import RecipeError, StoreError
+from forkpoint.records import Lesson, TextExample
+from forkpoint.seeds import Key, content_hash
 from forkpoint.tasks.protocol import Task, split_problems
 
 if TYPE_CHECKING:
     from forkpoint.policies.protocol import Policy
     from forkpoint.policies.texts import Texts
-    from forkpoint.store import RunWriter
+    from forkpoint.store import RunWriter, StoredPool
     from forkpoint.training.imitation import Draw
     from forkpoint.training.rollouts import SamplePlan
 
@@ -81,24 +82,57 @@ def _pool(source: TextSource, data: str, key: Key) -> tuple[list[TextExample], l
     assembly, stage = source.assembly, source.stage
     kind, name = data_source(data)
     drawing = assembly.recipe.get_stage(str(name))
-    teacher = assembly._policy(None if assembly.unrun else assembly._final_checkpoint(drawing.name))
     usual = assembly.recipe.evaluation.temperature
     plan = SamplePlan(
         key=key, stage=stage.name, update=0, group_size=1, max_new_tokens=evaluation_budget(assembly.recipe, drawing),
         temperature=drawing.temperature if isinstance(drawing, RLStage | ForksStage) else usual,
     )  # fmt: skip
+    reviewing = kind in ("edits", "lessons") and not assembly.unrun
+    identity = content_hash(stage.model_dump_json(), key.hex, plan.max_new_tokens, repr(plan.temperature))
+    if reviewing and (known := _stored(source, identity)) is not None:
+        return list(known.examples), list(known.beside), known.tokens
+    teacher = assembly._policy(None if assembly.unrun else assembly._final_checkpoint(drawing.name))
     if assembly.unrun:
         return _stand_ins(source, teacher, plan), [], 0
-    if kind == "edits":
-        return _edits(source, teacher, plan)
-    if kind == "lessons":
-        texts, spent = _lessons(source, teacher, plan)
-        return texts, [], spent
+    if reviewing:
+        made = _edits(source, teacher, plan) if kind == "edits" else _lessons(source, teacher, plan)
+        made = replace(made, identity=identity)
+        if source.writer is not None:
+            source.writer.record_pool(stage.name, made)
+        return list(made.examples), list(made.beside), made.tokens
     probe = assembly._probe(teacher, source.task)[0]
     pool = sampled_texts(source.task, teacher.texts, probe, plan, count=stage.examples, correct=kind == "rollouts")
     if not pool:
         raise RecipeError(f"stage '{stage.name}': none of {stage.examples} rollouts of '{drawing.name}' was correct.")
     return pool, [], probe.cost["sampled_tokens"]
+
+
+def _stored(source: TextSource, identity: str) -> "StoredPool | None":
+    """The texts that the stage's review made before it was interrupted; None where they are others, or none."""
+    from forkpoint.store import DATABASE, RunReader
+
+    if not (source.assembly.run / DATABASE).is_file():
+        return None
+    with RunReader(source.assembly.run) as reader:
+        found = reader.pool(source.stage.name)
+    return found if found is not None and found.identity == identity else None
+
+
+def living_lessons(run: Path, recipe: Recipe, name: str) -> tuple[tuple[Lesson, ...], int]:
+    """The lessons that lived through the audits of a finished stage, and most of them in one prompt.
+
+    Raises:
+        StoreError: the run does not hold them.
+    """
+    from forkpoint.store import RunReader
+
+    stage = recipe.get_stage(name)
+    settings = (stage.lessons if isinstance(stage, TextStage) else None) or LessonSettings()
+    with RunReader(run) as reader:
+        pool, known = reader.pool(name), {each.lesson.id: each.lesson for each in reader.lessons()}
+    if pool is None or not set(pool.lessons) <= set(known):
+        raise StoreError(f"{run}: the lessons of stage '{name}' are not there.")
+    return tuple(known[each] for each in pool.lessons), settings.most
 
 
 def _stand_ins(source: TextSource, teacher: "Policy", plan: "SamplePlan") -> list[TextExample]:
@@ -112,10 +146,9 @@ def _stand_ins(source: TextSource, teacher: "Policy", plan: "SamplePlan") -> lis
     return [rollout_example(group.rollouts[0]) for group in groups]
 
 
-def _edits(
-    source: TextSource, teacher: "Policy", plan: "SamplePlan"
-) -> tuple[list[TextExample], list[TextExample], int]:
+def _edits(source: TextSource, teacher: "Policy", plan: "SamplePlan") -> "StoredPool":
     """What the review of the teacher's rollouts made of them; the store keeps rollouts, reviews and edits."""
+    from forkpoint.store import StoredPool
     from forkpoint.training.reviewing import reviewed
 
     stage, writer = source.stage, source.writer
@@ -126,15 +159,15 @@ def _edits(
         writer.event("review", found.line, stage=stage.name)
     if not found.examples and not found.successes:
         raise RecipeError(f"stage '{stage.name}': {found.line}; nothing is left to imitate.")
-    if not found.examples:
-        # A round that proves nothing still has its successes.
-        return list(found.successes), [], found.tokens
-    return list(found.examples), list(found.successes), found.tokens
+    # A round that proves nothing still has its successes.
+    examples, beside = (found.examples, found.successes) if found.examples else (found.successes, ())
+    return StoredPool(identity="", examples=examples, beside=beside, tokens=found.tokens)
 
 
-def _lessons(source: TextSource, teacher: "Policy", plan: "SamplePlan") -> tuple[list[TextExample], int]:
+def _lessons(source: TextSource, teacher: "Policy", plan: "SamplePlan") -> "StoredPool":
     """What the teacher writes with audited lessons in its prompt; the store keeps the lessons."""
-    from forkpoint.training.teaching import taught
+    from forkpoint.store import StoredPool
+    from forkpoint.training.teaching import lives, taught
 
     stage, writer = source.stage, source.writer
     probe = source.assembly.branching_probe(teacher, source.task, plan.key, plan.max_new_tokens)
@@ -144,4 +177,5 @@ def _lessons(source: TextSource, teacher: "Policy", plan: "SamplePlan") -> tuple
         writer.event("lessons", found.line, stage=stage.name)
     if not found.examples:
         raise RecipeError(f"stage '{stage.name}': {found.line}; nothing is left to imitate.")
-    return list(found.examples), found.tokens
+    alive = tuple(each.lesson.id for each in found.lessons if lives(each))
+    return StoredPool(identity="", examples=found.examples, tokens=found.tokens, lessons=alive)

@@ -12,8 +12,9 @@ class Distillation(Strict):
 
     coefficient: Annotated[float, Field(gt=0)] = 1.0
     """Weight of the term, above 0."""
-    knowledge: Literal["answer", "solution", "sibling", "feedback", "wrong_answer"] = "answer"
-    """What the teacher's prompt holds, as in the credit rule `privileged`; `wrong_answer` is the control."""
+    knowledge: Literal["answer", "solution", "sibling", "feedback", "lessons", "wrong_answer"] = "answer"
+    """What the teacher's prompt holds, as in the credit rule `privileged`; `lessons` are those of the stage that
+    `lessons` names; `wrong_answer` is the control."""
     direction: Literal["reverse", "forward", "jsd"] = "reverse"
     """`reverse`: KL(student, teacher); `forward`: KL(teacher, student); `jsd`: the mean of both to their middle."""
     top_k: Annotated[int, Field(ge=1, le=1024)] | None = None

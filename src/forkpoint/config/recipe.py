@@ -13,8 +13,10 @@ from forkpoint.config.distillation import Distillation
 from forkpoint.config.divergence import Divergence
 from forkpoint.config.forks import ForkSettings
 from forkpoint.config.policies import Policy
+from forkpoint.config.reflect import Reflect
 from forkpoint.config.review import LessonSettings, Mix, ReviewSettings
 from forkpoint.config.strict import Strict
+from forkpoint.config.watching import Audits, Doctor
 from forkpoint.errors import unknown_name
 
 MAX_ROLLOUTS = 1_000_000
@@ -112,29 +114,6 @@ class Evaluation(Strict):
         if len(set(names)) < len(names):
             raise ValueError(f"evaluation.shifted names a task twice: {', '.join(names)}")
         return self
-
-
-class Doctor(Strict):
-    """When the learning loop is checked (docs/doctor.md); a sick check stops the stage."""
-
-    before: bool = True
-    """A short form before the first update of each stage."""
-    every: Annotated[int, Field(ge=0, le=10_000_000)] = 100
-    """Updates between later checks; 0: none."""
-    drift: Literal["watch", "stop", "off"] = "watch"
-    """Whether tokens that dense credit leaves out are watched in RL stages (docs/credit/drift.md); `stop` also ends a
-    stage that is sick of them."""
-
-
-class Audits(Strict):
-    """When RL stages are audited while they run (docs/audits.md); no finding stops one."""
-
-    every: Annotated[int, Field(ge=0, le=10_000_000)] = 50
-    """Updates between audits; 0: none."""
-    pairs: Annotated[int, Field(ge=0, le=4096)] = 64
-    """Most reasonings that are scored after each other's prompts; 0: the audits of records alone."""
-    share: Annotated[float, Field(ge=0, le=1)] = 0.02
-    """Most of the stage's cost that this scoring may take, counted in forwards; fewer reasonings where it would."""
 
 
 class StageBase(Strict):
@@ -246,6 +225,11 @@ class RLStage(StageBase):
     """The learned values that the rule `critic`, or one of somebody else's, asks for; without it the usual ones."""
     curriculum: Curriculum | None = None
     """Which problems come, and which groups are trained on; without it problems are drawn as the task gives them."""
+    lessons: Name | None = None
+    """The stage with `data = "lessons:STAGE"` whose living lessons `knowledge = "lessons"` tells, in the credit rule
+    `privileged` and in distillation."""
+    reflect: Reflect | None = None
+    """Whether failed attempts are reflected on and tried again; the reflections are rewarded and learned from."""
     keep_rollouts: Annotated[str, Field(pattern=r"^(all|every:[1-9][0-9]{0,8}|sample:[1-9][0-9]{0,8})$")] = "every:10"
     """Which updates' rollouts the store keeps: `all`, `every:N`, or `sample:K` groups of each update."""
 
@@ -262,6 +246,9 @@ class RLStage(StageBase):
                 "the most that one batch holds"
             )
         self._experts_fit()
+        self._lessons_fit()
+        if self.reflect is not None and (self.experts or self.distillation is not None or self.bugs != Bugs()):
+            raise ValueError("reflect goes with none of experts, distillation and bugs")
         if self.problems_per_update < self.updates_per_batch:
             raise ValueError("problems_per_update must be at least updates_per_batch: every update takes whole groups")
         return self
@@ -276,6 +263,16 @@ class RLStage(StageBase):
             )
         if credited and self.credit.options.get("experts", 1) != self.experts:
             raise ValueError(f"credit.options.experts must be {self.experts}, like experts of the stage")
+
+    def _lessons_fit(self) -> None:
+        """Raises ValueError unless there are lessons to tell just where they are told."""
+        credited = self.credit.rule == "privileged" and self.credit.options.get("knowledge") == "lessons"
+        taught = self.distillation is not None and self.distillation.knowledge == "lessons"
+        if (credited or taught) != (self.lessons is not None):
+            raise ValueError(
+                "knowledge = 'lessons' (of the credit rule privileged, or of distillation) and lessons = 'STAGE' go "
+                "together"
+            )
 
 
 class ForksStage(ForkSettings, StageBase):
@@ -334,6 +331,10 @@ class Recipe(Strict):
                     where = f"[[stage]] '{stage.name}': the earlier stage {key}"
                     raise ValueError(unknown_name(where, source, known))
             known.append(stage.name)
+        for stage in self.stage:
+            told = stage.lessons if isinstance(stage, RLStage) else None
+            if told is not None and not getattr(self.get_stage(told), "data", "").startswith("lessons:"):
+                raise ValueError(f"[[stage]] '{stage.name}': lessons = '{told}' has no data = 'lessons:STAGE'")
         return self
 
     def get_stage(self, name: str) -> AnyStage:
@@ -366,7 +367,9 @@ def data_source(data: str) -> tuple[str, str | None]:
 
 
 def _drawn_from(stage: AnyStage) -> list[tuple[str, str]]:
-    """The keys of a text stage that name stages whose policies sample its texts, with these stages."""
+    """The keys of a stage that name stages whose policies or lessons it learns from, with these stages."""
+    if isinstance(stage, RLStage):
+        return [] if stage.lessons is None else [("lessons", stage.lessons)]
     if not isinstance(stage, TextStage):
         return []
     named = [("data", data_source(stage.data)[1])]

@@ -180,6 +180,8 @@ def _loss_reasons(stage: RLStage) -> list[str]:
         )
     if stage.distillation is not None:
         reasons.append("distillation: pulls to a teacher, with the distribution of states held fixed")
+    if stage.reflect is not None:
+        reasons.append("reflect: climbs the chance that a retry succeeds too, through its reflection alone")
     if stage.divergence is not None and stage.divergence.kind == "token_k2":
         reasons.append("divergence token_k2: holds the distribution of states fixed")
     return reasons

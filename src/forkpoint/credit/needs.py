@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from forkpoint.credit.cuts import read_cuts
 from forkpoint.credit.masks import StepChecked
-from forkpoint.probe import Answerable, Privileged, Stateful, Stepped
+from forkpoint.probe import Answerable, Privileged, Stateful, Stepped, Teachable
 from forkpoint.records import Problem
 
 
@@ -30,6 +30,8 @@ class Need(StrEnum):
     """The task method `early_answer`."""
     PRIVILEGED_PROMPT = "privileged_prompt"
     """The task method `privileged_prompt`, and a policy that learned to read such prompts."""
+    LESSONS = "lesson_of"
+    """The task method `lesson_of`, and the others of tasks that know lessons."""
     STEP_CHECK = "step_check"
     """The task method `wrong_steps`."""
     CUT_POINTS = "cut_points"
@@ -190,7 +192,8 @@ def _swap_needs(options: Mapping[str, Any]) -> frozenset[Need]:
 
 def _told_needs(options: Mapping[str, Any]) -> frozenset[Need]:
     keyed = options.get("knowledge", "answer") in ("answer", "wrong_answer", "solution")
-    return frozenset({Need.ANSWER_KEY}) if keyed else frozenset()
+    taught = options.get("knowledge") == "lessons"
+    return frozenset({Need.ANSWER_KEY}) if keyed else frozenset({Need.LESSONS}) if taught else frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,6 +284,7 @@ def offered(
         Need.STATE: isinstance(task, Stateful),
         Need.EARLY_ANSWER: isinstance(task, Answerable),
         Need.PRIVILEGED_PROMPT: isinstance(task, Privileged),
+        Need.LESSONS: isinstance(task, Teachable),
         Need.STEP_CHECK: isinstance(task, StepChecked),
         Need.CUT_POINTS: isinstance(task, Stepped),
         Need.CHARACTERS: by_character,
@@ -303,6 +307,21 @@ def workable(table: Mapping[str, Demands], met: Iterable[Need]) -> list[str]:
     """
     found = frozenset(met)
     return sorted(name for name, demands in table.items() if not unmet(demands, {}, found))
+
+
+REFLECT_FORMULA = "reflections: F K (R + T) / (G T) sampled"
+"""F failures of G attempts, K reflections of R tokens on each, and as many retries of T."""
+
+
+def reflect_cost(failures: int, reflections: int, tokens: int, shape: Shape) -> Cost:
+    """What reflections of `tokens` and their retries cost for each token of the attempts, where enough of these fail.
+
+    >>> shape = Shape(tokens=10, prompt_tokens=4, steps=1, answer_tokens=1, group_size=4)
+    >>> reflect_cost(1, 4, 20, shape)
+    Cost(sampled=3.0, scored=0.0, verifier_calls=0.1)
+    """
+    tried = min(failures, shape.group_size) * reflections / shape.group_size
+    return Cost(sampled=tried * (tokens + shape.tokens) / shape.tokens, verifier_calls=tried / shape.tokens)
 
 
 def credit_cost(

@@ -4,7 +4,7 @@ Delta_t = log pi(y_t | x, c, y_<t) - log pi(y_t | x, y_<t), nats, for knowledge 
 is the policy conditioned on success, Bayes' rule says exp(Delta_t) = Q(s_t, y_t) / V(s_t).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args, runtime_checkable
 
@@ -16,8 +16,10 @@ from forkpoint.probe import Privileged, Probe, ScoreRequest
 from forkpoint.records import Batch, Credit, Group, Ints, Problem, Rollout, frozen_array
 
 Array = NDArray[np.float64]
-Knowledge = Literal["answer", "solution", "sibling", "feedback", "wrong_answer"]
+Knowledge = Literal["answer", "solution", "sibling", "feedback", "lessons", "wrong_answer"]
 """What the prompt is given; `wrong_answer`, the answer of another problem, is the control: it should open no gate."""
+Told = Mapping[str, str]
+"""What the prompt of a problem is given, by the key of the problem: what a stage makes of `lessons`."""
 
 _FAR = 50.0
 """Nats."""
@@ -78,27 +80,32 @@ def gate_of(gains: Sequence[float], *, threshold: float) -> Gate:
     return Gate(open=gain > threshold, gain=gain)
 
 
-def knowledge_of(batch: Batch, task: object, *, knowledge: Knowledge) -> list[str | None]:
+def knowledge_of(batch: Batch, task: object, *, knowledge: Knowledge | Told) -> list[str | None]:
     """What each rollout of `batch.rollouts` is told; None where there is nothing to tell.
 
     `answer`: the reference answer.  `solution`: what the task's `solve` gives.  `sibling`: the text of the next
     correct rollout of the group.  `feedback`: what the verifier said of the rollout.  `wrong_answer`: the answer of the
-    next problem of the batch that has another one.
+    next problem of the batch that has another one.  A mapping: what it holds for the problem.  `lessons` alone, which
+    a stage makes a mapping: nothing.
     """
-    told: list[str | None] = []
+    known: list[str | None] = []
     for number, group in enumerate(batch.groups):
         for place, verdict in enumerate(group.verdicts):
-            if knowledge == "answer":
-                told.append(group.problem.answer)
+            if not isinstance(knowledge, str):
+                known.append(knowledge.get(group.problem.key))
+            elif knowledge == "answer":
+                known.append(group.problem.answer)
             elif knowledge == "solution":
-                told.append(task.solve(group.problem) if isinstance(task, Solvable) else None)
+                known.append(task.solve(group.problem) if isinstance(task, Solvable) else None)
             elif knowledge == "sibling":
-                told.append(_sibling(group, place))
+                known.append(_sibling(group, place))
             elif knowledge == "feedback":
-                told.append(verdict.reason or None)
+                known.append(verdict.reason or None)
+            elif knowledge == "lessons":
+                known.append(None)
             else:
-                told.append(_foreign_answer(batch.groups, number))
-    return told
+                known.append(_foreign_answer(batch.groups, number))
+    return known
 
 
 def _sibling(group: Group, place: int) -> str | None:
@@ -121,7 +128,7 @@ def privileged(
     batch: Batch,
     probe: Probe,
     *,
-    knowledge: Knowledge = "answer",
+    knowledge: Knowledge | Told = "answer",
     strength: float = 0.5,
     clip: float = 0.2,
     gate: float = 0.1,
@@ -139,13 +146,14 @@ def privileged(
         ValueError: a task without `privileged_prompt`; options out of bounds; as `leave_one_out`.
     """
     _check(strength, clip)
-    if knowledge not in get_args(Knowledge):
+    if isinstance(knowledge, str) and knowledge not in get_args(Knowledge):
         raise ValueError(f"privileged: knowledge = '{knowledge}' must be one of {', '.join(get_args(Knowledge))}.")
     if decay_updates < 0:
         raise ValueError(f"privileged: decay_updates = {decay_updates} must be at least 0.")
     base = leave_one_out(batch, probe)
     left = max(0.0, 1 - batch.update / decay_updates) if decay_updates else 1.0
-    ratios = _log_ratios(batch, probe, base, knowledge) if strength * left > 0 else {}
+    prompts = told_prompts(batch, probe, knowledge) if strength * left > 0 else [None] * len(base)
+    ratios = _log_ratios(batch, probe, base, prompts)
     correct = [verdict.correct is True for group in batch.groups for verdict in group.verdicts]
     found = gate_of([float(ratio.sum()) for place, ratio in ratios.items() if correct[place]], threshold=gate)
     details = {"gate_open": float(found.open)} | ({} if found.gain is None else {"gate_gain": found.gain})
@@ -166,9 +174,8 @@ def privileged(
     return made
 
 
-def _log_ratios(batch: Batch, probe: Probe, base: Sequence[Credit], knowledge: Knowledge) -> dict[int, Array]:
+def _log_ratios(batch: Batch, probe: Probe, base: Sequence[Credit], prompts: Sequence[Ints | None]) -> dict[int, Array]:
     """Delta of each token of the rollouts that have an advantage and something to be told, by place."""
-    prompts = told_prompts(batch, probe, knowledge)
     places = [place for place, credit in enumerate(base) if prompts[place] is not None and credit.advantages.any()]
     rollouts: Sequence[Rollout] = batch.rollouts
     requests = [
@@ -183,7 +190,7 @@ def _log_ratios(batch: Batch, probe: Probe, base: Sequence[Credit], knowledge: K
     }
 
 
-def told_prompts(batch: Batch, probe: Probe, knowledge: Knowledge) -> list[Ints | None]:
+def told_prompts(batch: Batch, probe: Probe, knowledge: Knowledge | Told) -> list[Ints | None]:
     """The prompt tokens of each rollout of `batch.rollouts` with its knowledge; None where there is nothing to tell.
 
     Raises:
@@ -194,6 +201,6 @@ def told_prompts(batch: Batch, probe: Probe, knowledge: Knowledge) -> list[Ints 
         raise ValueError("privileged: the task has no privileged_prompt.")
     problems = [group.problem for group in batch.groups for _ in group.rollouts]
     return [
-        None if told is None else probe.encode_prompt(task.privileged_prompt(problem, told))
-        for problem, told in zip(problems, knowledge_of(batch, task, knowledge=knowledge), strict=True)
+        None if text is None else probe.encode_prompt(task.privileged_prompt(problem, text))
+        for problem, text in zip(problems, knowledge_of(batch, task, knowledge=knowledge), strict=True)
     ]

@@ -19,6 +19,7 @@ from forkpoint.report.arms import Arm, arms, compare_with_parents, resolved_reci
 from forkpoint.report.charts import Dot, color_class, dot_chart, length_chart, line_chart
 from forkpoint.report.curves import Curve, learning_curves, length_histograms
 from forkpoint.report.postmortems import PostmortemView, postmortems
+from forkpoint.report.reflections import AttemptView, reflections
 from forkpoint.report.rollouts import ExampleView, GroupView, examples, outcome_mark, training_groups
 from forkpoint.report.statistics import Difference
 from forkpoint.report.summary import (
@@ -86,6 +87,7 @@ class RunPage:
     postmortems: Sequence[PostmortemView]
     reviewed: int
     """Rollouts that have a postmortem, shown or not."""
+    reflections: Sequence[AttemptView]
     stages: Sequence[StageRow]
     health: Sequence[tuple[str, int, Sequence[Finding], int]]
     """Stage, slot, its findings with the worst first, and how many more there are."""
@@ -219,6 +221,7 @@ def _run_page(reader: RunReader, prefix: str) -> RunPage:
         examples=shown,
         postmortems=told,
         reviewed=reviewed,
+        reflections=reflections(reader, [stage.name for stage in stages]),
         stages=[
             StageRow(
                 stage=stage,

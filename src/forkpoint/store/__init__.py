@@ -14,6 +14,7 @@ from forkpoint.store.checkpoints import (
     verify_checkpoint,
     write_manifest,
 )
+from forkpoint.store.pools import StoredPool
 from forkpoint.store.reader import RunReader, find_runs, identity_changes
 from forkpoint.store.reviews import Decision, StoredEdit, StoredLesson
 from forkpoint.store.rows import (
@@ -40,6 +41,7 @@ __all__ = [
     "StageStatus",
     "StoredEdit",
     "StoredLesson",
+    "StoredPool",
     "checkpoint_path",
     "checkpoint_update",
     "clean_checkpoints",

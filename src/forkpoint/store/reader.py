@@ -16,6 +16,7 @@ from forkpoint.files import connect_database, storage_errors
 from forkpoint.records import Credit, Finding, Group, Ints, Problem, Rollout, Verdict
 from forkpoint.review.postmortem import Review
 from forkpoint.store.encoding import JSON, decode_json, decode_text
+from forkpoint.store.pools import StoredPool, pool_from
 from forkpoint.store.reviews import StoredEdit, StoredLesson, edit_from, lesson_from, review_from
 from forkpoint.store.rows import (
     EvaluationArrays,
@@ -303,6 +304,12 @@ class RunReader:
     def lessons(self) -> list[StoredLesson]:
         """Every lesson, deleted ones too, by id."""
         return [lesson_from(row) for row in self._later_rows("lessons", "id")]
+
+    def pool(self, stage: str) -> StoredPool | None:
+        """The texts that a stage's review made, None where it made none yet."""
+        found = [row for row in self._later_rows("pools", "stage") if row["stage"] == stage]
+        query = "SELECT * FROM pool_texts WHERE stage = ? ORDER BY position"
+        return pool_from(found[0], self._rows(query, stage)) if found else None
 
     def _later_rows(self, table: str, order: str) -> list[sqlite3.Row]:
         """The rows of a table that runs of older versions do not have."""

@@ -172,7 +172,28 @@ _M002_REVIEW: Migration = (
     ),
 )
 
-MIGRATIONS: tuple[Migration, ...] = (_M001_FIRST, _M002_REVIEW)
+_M003_POOLS: Migration = (
+    "m003_pools",
+    (
+        """CREATE TABLE pools (
+    stage TEXT PRIMARY KEY REFERENCES stages (name),    -- that learns from the texts
+    identity TEXT NOT NULL,             -- hash of what decides the texts beside the weights
+    tokens INTEGER NOT NULL,            -- sampled to make them
+    lessons TEXT NOT NULL               -- JSON: ids of the lessons that lived
+) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE pool_texts (
+    stage TEXT NOT NULL REFERENCES pools (stage),
+    position INTEGER NOT NULL,
+    beside INTEGER NOT NULL CHECK (beside IN (0, 1)),
+    tokens BLOB NOT NULL,               -- int32, the prompt's included
+    loss_mask BLOB NOT NULL,            -- one byte per position
+    provenance ANY NOT NULL,
+    PRIMARY KEY (stage, position)
+) STRICT, WITHOUT ROWID""",
+    ),
+)
+
+MIGRATIONS: tuple[Migration, ...] = (_M001_FIRST, _M002_REVIEW, _M003_POOLS)
 """All of them in order; the first has number 1."""
 
 

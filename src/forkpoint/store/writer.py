@@ -13,6 +13,7 @@ from forkpoint.files import connect_database, fsync_path, make_folder, storage_e
 from forkpoint.records import Credit, Edit, Finding, Group, Problem, Reward, UpdateRecord
 from forkpoint.review.postmortem import Review, Verification
 from forkpoint.store.encoding import JSON, encode_json, encode_text
+from forkpoint.store.pools import StoredPool, write_pool
 from forkpoint.store.reviews import Decision, StoredLesson, edit_row, lesson_row, review_row
 from forkpoint.store.rows import (
     Evaluation,
@@ -29,6 +30,7 @@ from forkpoint.store.schema import migrate
 
 DATABASE = "run.db"
 """Name of the database in a run folder."""
+_WHOLE_REVIEW = "purpose = 'review' AND update_number = 0 AND stage IN (SELECT stage FROM pools)"
 
 
 class RunWriter:
@@ -226,12 +228,17 @@ class RunWriter:
         self, groups: Sequence[Group], reviews: Sequence[Review], edits: Sequence[Edit],
         verifications: Sequence[Verification], *, stage: str,
     ) -> None:  # fmt: skip
-        """Write the review that a stage begins with; one that is there already stays, for a resume makes it again."""
+        """Write the review that a stage begins with; rollouts that are there already stay."""
         query = "SELECT count(*) FROM rollouts WHERE stage = ? AND purpose = 'review'"
         if not self._connection.execute(query, (stage,)).fetchone()[0]:
             self.record_rollouts(groups, stage=stage, update=0, purpose="review")
         self.record_reviews(reviews, edits)
         self.record_verifications(verifications)
+
+    def record_pool(self, stage: str, pool: StoredPool) -> None:
+        """Write the texts of a stage's review, and with them that its review is whole: see `rewind`."""
+        with transaction(self._connection, "pool"):
+            write_pool(self._connection, stage, pool)
 
     def record_verifications(self, verifications: Sequence[Verification]) -> None:
         """Write what re-rollouts said of stored edits."""
@@ -260,7 +267,8 @@ class RunWriter:
     def rewind(self, stage: str, update: int, *, message: str = "") -> None:
         """Forget everything of a stage after `update` and record the resume, in one transaction.
 
-        0 keeps an evaluation before training; -1 forgets all, for a stage that left no checkpoint.
+        0 keeps an evaluation before training; -1 forgets all, for a stage that left no checkpoint, but for a whole
+        review with its texts, which begins the stage and depends on nothing in it.
 
         Raises:
             StoreError: the stage is unknown, or lacks an update up to this one: then nothing was forgotten.
@@ -269,7 +277,8 @@ class RunWriter:
             # Verdicts and credits go with their rollouts.
             lost = 0
             for table in ("updates", "metrics", "rollouts", "evaluations", "findings"):
-                query = f"DELETE FROM {table} WHERE stage = ? AND update_number > ?"
+                spared = _WHOLE_REVIEW if table == "rollouts" else "FALSE"
+                query = f"DELETE FROM {table} WHERE stage = ? AND update_number > ? AND NOT ({spared})"
                 lost += self._connection.execute(query, (stage, update)).rowcount
             found = self._connection.execute(
                 """UPDATE stages SET status = 'running', message = '', updates_done = max(0, ?), seconds =

@@ -30,6 +30,8 @@ READINGS = dict(zip(SIGNS, ("abcd", "efgh", "ijkl", "mnop"), strict=True))
 MARK = "#"
 """The answer follows it; `#?` says that the model does not know."""
 _ALPHABET = f"0123456789{SIGNS}{''.join(READINGS.values())}!=?;|{MARK}\n"
+_HINTS = ("mixed", "answer_given", "reflections")
+"""The corpora that make up `hints`."""
 _TOLD = 0.85
 """Probability that the corpus `mixed` tells what a sign of the chain means."""
 _EXTRA = 0.6
@@ -101,13 +103,15 @@ class Dialect:
     Corpora: `mixed` (worlds drawn at random, each sign of the chain explained with probability 0.85; what is not
     has to be guessed, and every operation is as likely); `lessons` (worlds drawn at random, every sign of the chain
     explained, at times others too); `answer_given` (worlds drawn at random, the answer before the chain: `#4|3@4&2=?`);
+    `reflections` (after a failed attempt, in a world drawn at random, lessons about the signs of the chain in another);
+    `hints` (each of `mixed`, `answer_given` and `reflections` for a third);
     `plain` (the task's own world without lessons: what a lesson would have to teach).
     """
 
     name: str = "dialect"
     alphabet: str | None = _ALPHABET
     lesson_divider: str = ";"
-    corpora: tuple[str, ...] = ("mixed", "lessons", "answer_given", "plain")
+    corpora: tuple[str, ...] = ("mixed", "lessons", "answer_given", "reflections", "hints", "plain")
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
@@ -197,16 +201,31 @@ class Dialect:
             problem = self._drawn(key.child("problem", index), self.world if name == "plain" else world, None)
             if problem.is_evaluation:
                 continue
+            kind = _HINTS[int(rng.integers(len(_HINTS)))] if name == "hints" else name
+            if kind == "reflections":
+                yield from self._reflected(rng, problem, world)
+                continue
             told = ""
-            if name == "answer_given":
+            if kind == "answer_given":
                 told = f"{MARK}{problem.answer}"
-            elif name != "plain":
-                told = self._lessons(rng, chain_of(problem), world, sometimes=name == "mixed")
+            elif kind != "plain":
+                told = self._lessons(rng, chain_of(problem), world, sometimes=kind == "mixed")
             yield Demonstration(
                 prompt=f"{told}|{problem.prompt}" if told else problem.prompt,
                 text=self.solve(problem),
-                provenance=f"dialect:{name}",
+                provenance=f"dialect:{kind}",
             )
+
+    def _reflected(self, rng: np.random.Generator, problem: Problem, world: dict[str, str]) -> Iterator[Demonstration]:
+        """Lessons that tell the world of the problem after an attempt in another one; nothing where that is right."""
+        chain = chain_of(problem)
+        other = {
+            sign: OPERATIONS[place] for sign, place in zip(SIGNS, rng.integers(len(OPERATIONS), size=4), strict=True)
+        }
+        if str(self._steps(chain, other)[1]) != problem.answer:
+            told = ";".join(lesson_text(sign, world[sign]) for sign in SIGNS if sign in chain)
+            prompt = self.reflection_prompt(problem, self._text(chain, other))
+            yield Demonstration(prompt=prompt, text=f"{told}\n", provenance="dialect:reflections")
 
     def _lessons(self, rng: np.random.Generator, chain: str, world: dict[str, str], *, sometimes: bool) -> str:
         """Lessons in random order; all signs of the chain are explained unless `sometimes`."""
@@ -228,6 +247,21 @@ class Dialect:
         if told in ("", MARK) or set(told) - (set(_ALPHABET) - set("|?\n")):
             raise TaskError(f"dialect: {knowledge[:40]!r} is neither a lesson such as '@bcd!a' nor an answer.")
         return f"{told}|{problem.prompt}"
+
+    def reflection_prompt(self, problem: Problem, attempt: str) -> str:
+        """The chain, the first line of the attempt, and `!`, as in the corpus `reflections`: `3@4=?d7#7!`.
+
+        A policy may write tokens that no text has; each is shown as `?`.
+        """
+        line = attempt.partition("\n")[0]
+        return f"{chain_of(problem)}=?{''.join(each if each in _ALPHABET else '?' for each in line)}!\n"
+
+    def retry_prompt(self, problem: Problem, reflection: str) -> str:
+        """The prompt after lessons; raises `TaskError` for anything but well-formed lessons, an answer included."""
+        told = reflection.strip()
+        if not self.changed_lessons(told):
+            raise TaskError(f"dialect: {told[:40]!r} is no lesson such as '@bcd!a'.")
+        return self.privileged_prompt(problem, told)
 
     def lesson_of(self, problem: Problem, text: str, correct: bool) -> Sequence[tuple[str, str]]:
         """What a rollout says about signs: (lesson, sign) in the order of the signs; nothing where it cannot be told.

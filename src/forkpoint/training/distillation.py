@@ -8,7 +8,7 @@ import numpy as np
 from forkpoint.batching import Row, TeacherTargets
 from forkpoint.config.distillation import Distillation
 from forkpoint.config.recipe import RLStage
-from forkpoint.credit.privileged import told_prompts
+from forkpoint.credit.privileged import Told, told_prompts
 from forkpoint.errors import TrainingError
 from forkpoint.losses import token_weights
 from forkpoint.policies.causal import CausalPolicy
@@ -21,10 +21,13 @@ Teachers = Mapping[str, TeacherTargets]
 """What the teacher says of each rollout that has one, by the rollout's id."""
 
 
-def batch_teachers(policy: Policy, batch: Batch, probe: Probe, *, stage: RLStage) -> dict[str, TeacherTargets]:
+def batch_teachers(
+    policy: Policy, batch: Batch, probe: Probe, *, stage: RLStage, told: Told | None = None
+) -> dict[str, TeacherTargets]:
     """The targets of a batch's rollouts, under the weights as they are: the policy with knowledge in its prompt.
 
     Taken once for the batch, before it is split into updates, without gradient, at the temperature of the rollouts.
+    `told`, where it is given, is what the teacher is told instead of the stage's knowledge.
     A rollout has none where there is nothing to tell, or where `where` leaves it out.
 
     Raises:
@@ -37,7 +40,7 @@ def batch_teachers(policy: Policy, batch: Batch, probe: Probe, *, stage: RLStage
     if not isinstance(policy, CausalPolicy):
         raise TrainingError("distillation: only a causal language model can be its own teacher.")
     verdicts = [verdict for group in batch.groups for verdict in group.verdicts]
-    prompts = told_prompts(batch, probe, settings.knowledge)
+    prompts = told_prompts(batch, probe, settings.knowledge if told is None else told)
     rows = {
         rollout.id: Row(prompt=prompt, tokens=rollout.tokens, loss_mask=rollout.loss_mask)
         for rollout, verdict, prompt in zip(batch.rollouts, verdicts, prompts, strict=True)

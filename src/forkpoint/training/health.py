@@ -16,7 +16,8 @@ from forkpoint.audits.part import RANKS, STATUS
 from forkpoint.audits.rows import Metrics, Row, records_of
 from forkpoint.audits.table import run_audits
 from forkpoint.audits.template_collapse import Collapse, collapse, cross_scores, findings
-from forkpoint.config.recipe import Audits, RLStage
+from forkpoint.config.recipe import RLStage
+from forkpoint.config.watching import Audits
 from forkpoint.errors import ForkpointError
 from forkpoint.records import Contents, Finding, Group, Message, Records
 from forkpoint.store import RunReader

@@ -15,6 +15,7 @@ from forkpoint.bugs import with_bugs
 from forkpoint.config.recipe import RLStage
 from forkpoint.credit import CreditRule
 from forkpoint.credit.masks import credit_metrics, wrapped
+from forkpoint.credit.privileged import Told
 from forkpoint.losses import Loss, token_weights
 from forkpoint.policies.protocol import Policy
 from forkpoint.probe import Probe
@@ -29,6 +30,7 @@ from forkpoint.training.distillation import Teachers, batch_teachers, taught_row
 from forkpoint.training.drift import drift_metrics
 from forkpoint.training.experts import expert_rows
 from forkpoint.training.optimization import Optimization
+from forkpoint.training.reflecting import Reflected, beside, credited, reflected, reflection_metrics
 from forkpoint.training.rollouts import SamplePlan, judged_groups
 from forkpoint.training.unit import Step
 from forkpoint.verifiers.breaker import check_share
@@ -54,6 +56,8 @@ class RLTraining:
     """Learns from each batch after the batch's credit was taken with the values before."""
     curriculum: Curriculum | None = None
     """Chooses problems and groups; None: problems as the task gives them, all groups."""
+    lessons: Callable[[Sequence[Problem]], Told] | None = None
+    """What is told of each problem, by its key, where the knowledge of credit or teacher is lessons."""
 
     def unit(self, update: int) -> list[Step]:
         """The steps of the rollout batch whose first update is `update`."""
@@ -68,16 +72,19 @@ class RLTraining:
         extra = {f"credit_{name}": float(count - spent[name]) for name, count in self.probe.cost.items()}
         metrics |= {name: count for name, count in extra.items() if count}
         metrics |= {**credit_metrics(credits), **drift_metrics(batch.groups, credits)}
-        teachers = batch_teachers(self.policy, batch, self.probe, stage=self.stage)
+        asked = self.stage.distillation.knowledge if self.stage.distillation else None
+        teachers = batch_teachers(self.policy, batch, self.probe, stage=self.stage, told=self._told(batch, asked))
         if teachers:
             metrics["distillation_scored_tokens"] = float(sum(len(each.tails) for each in teachers.values()))
         if self.critic is not None:
             metrics.update(self.critic.fit(batch))
+        tried, told = self._reflected(batch)
+        metrics |= told
         sampled = time.perf_counter()
         steps = []
         for part, (some, their) in enumerate(_parts(batch.groups, credits, self.stage.updates_per_batch)):
             number = update + part
-            changes = self._update(number, some, their, teachers)
+            changes = self._update(number, *self._learned(some, their, tried), teachers)
             self.weights_changed(number)
             ended = time.perf_counter()
             seconds = {"sample_seconds": sampled - began if part == 0 else 0.0, "seconds": ended - began}
@@ -89,10 +96,39 @@ class RLTraining:
                 # Rollouts carry the batch's first update, and are kept or rewound with it.
                 groups=batch.groups if part == 0 else (),
                 credits=tuple(credits) if part == 0 else (),
+                reflected=tuple(tried) if part == 0 else (),
             )
             steps.append(step)
             began = ended
         return steps
+
+    def _reflected(self, batch: Batch) -> tuple[list[Reflected], dict[str, float]]:
+        """What failed attempts of the batch led to, with credit, and its metrics; nothing where the stage asks not."""
+        settings, stage = self.stage.reflect, self.stage
+        if settings is None:
+            return [], {}
+        plan = self._plan(batch.update, self.key.child("reflections"))
+        found = reflected(batch.groups, self.probe, self.task, self.policy.texts, settings=settings, plan=plan)
+        check_share(
+            [verdict for each in found for verdict in each.reflections.verdicts], limit=stage.max_unusable
+        )  # fmt: skip
+        trimmed = [
+            replace(each, reflections=usable(each.reflections, drop_truncated=stage.truncated == "drop"))
+            for each in found
+        ]
+        rewards = credited(trimmed, self.probe, update=batch.update, pays=stage.reward.pays)
+        return rewards, dict(reflection_metrics(found))
+
+    def _learned(
+        self, groups: Sequence[Group], credits: Sequence[Credit], tried: Sequence[Reflected]
+    ) -> tuple[list[Group], list[Credit]]:
+        """The groups that an update learns from, with their credits: attempts, and the reflections on them."""
+        mine = beside(tried, groups)
+        attempts = self.stage.reflect is None or self.stage.reflect.attempts
+        return (
+            [*(groups if attempts else ()), *(each.reflections for each in mine)],
+            [*(credits if attempts else ()), *(credit for each in mine for credit in each.credits)],
+        )
 
     def _warm_up(self) -> dict[str, float]:
         """Lets the critic learn from batches of the policy that the stage starts with; the policy stays as it is."""
@@ -116,10 +152,18 @@ class RLTraining:
         if not batch.groups:
             return []
         chosen = self.stage.credit
-        credits = self.credit_rule(batch, self.probe, **chosen.options)
+        told = self._told(batch, chosen.options.get("knowledge"))
+        options = chosen.options if told is None else {**chosen.options, "knowledge": told}
+        credits = self.credit_rule(batch, self.probe, **options)
         if len(credits) != len(batch.rollouts):
             raise ValueError(f"credit.rule = '{chosen.rule}' gave {len(credits)} credits, not {len(batch.rollouts)}")
         return wrapped(credits, batch, self.probe, wrap=chosen.wrap, options=chosen.wrap_options)
+
+    def _told(self, batch: Batch, knowledge: object) -> Told | None:
+        """The lessons for each problem of a batch; None where the knowledge is another."""
+        if self.lessons is None or knowledge != "lessons":
+            return None
+        return self.lessons([group.problem for group in batch.groups])
 
     def _judged(self, update: int) -> tuple[list[Group], dict[str, float]]:
         """The verified groups without the rollouts that no verifier could judge or that were dropped."""
@@ -216,7 +260,7 @@ class RLTraining:
 
 def _drawn(metrics: Mapping[str, float]) -> int:
     """Tokens that were sampled for an update, by whatever asked for them."""
-    names = ("sampled_tokens", "credit_sampled_tokens", "critic_warmup_tokens")
+    names = ("sampled_tokens", "credit_sampled_tokens", "critic_warmup_tokens", "reflect_sampled_tokens")
     return int(sum(metrics.get(name, 0.0) for name in names))
 
 

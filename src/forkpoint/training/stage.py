@@ -29,11 +29,14 @@ from forkpoint.training.curriculum import Curriculum
 from forkpoint.training.evaluation import EvaluationPlan, evaluate
 from forkpoint.training.hooks import Hook, Loop
 from forkpoint.training.optimization import Optimization
+from forkpoint.training.reflecting import beside
 from forkpoint.training.rl import RLTraining
 from forkpoint.training.unit import Step, Training
 
 KEPT_GROUPS = 64
 """Groups of a stage's last evaluation that stay in the store as evidence."""
+REFLECT, RETRY = "reflect", "retry"
+"""The purposes of reflections on failed attempts, and of the retries with them."""
 EVIDENCE = "evidence"
 """The purpose of rollouts that are kept only because a finding names them."""
 
@@ -179,11 +182,25 @@ class _Running:
                 stage=stage.name, update=step.update, metrics=step.metrics, seconds=step.seconds, tokens=step.tokens
             )
             self.writer.record(record, groups, credits)
+            self._keep_reflected(step, groups)
         self.previous, self.done = self.done, steps[-1].update
         # Spans say which weights wrote them, also in the evaluations of stages that sample nothing else.
         self.weights_changed(self.done)
         if self._due(stage.evaluate_every) and self.done < stage.updates:
             self._evaluate(self.done)
+
+    def _keep_reflected(self, step: Step, kept: list[Group]) -> None:
+        """Keeps what was reflected on the attempts that the store keeps; a resume forgets it with its update."""
+        found = beside(step.reflected, kept)
+        if not found:
+            return
+        name, update = self.stage.name, step.groups[0].rollouts[0].update
+        self.writer.record_rollouts(
+            [each.reflections for each in found], [credit for each in found for credit in each.credits],
+            stage=name, update=update, purpose=REFLECT,
+        )  # fmt: skip
+        retries = [each.retries for each in found if each.retries.rollouts]
+        self.writer.record_rollouts(retries, stage=name, update=update, purpose=RETRY)
 
     def _inspect(self, training: Training, steps: list[Step]) -> None:
         """Lets every hook look, stores what it found, and raises what it stops the stage for."""

@@ -77,6 +77,11 @@ def taught(probe: Probe, task: Task, texts: Texts, settings: LessonSettings, pla
     )
 
 
+def lesson_texts(problems: Sequence[Problem], *, lessons: Sequence[Lesson], task: object, most: int) -> dict[str, str]:
+    """What the lessons say of each problem that they are about, by its key: the knowledge `lessons` of a teacher."""
+    return {plan.problem.key: plan.text for plan in tell(lessons, problems, task, most=most)}
+
+
 def lives(stored: StoredLesson) -> bool:
     """Whether a lesson may be told: never tried, or as often in vain as not, is not enough."""
     return not stored.deleted and stored.lesson.helpful > stored.lesson.harmful

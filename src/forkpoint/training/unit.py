@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from forkpoint.records import Credit, Group
+from forkpoint.training.reflecting import Reflected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -18,6 +19,8 @@ class Step:
     """Tokens sampled for it."""
     groups: tuple[Group, ...] = ()
     credits: tuple[Credit, ...] = ()
+    reflected: tuple[Reflected, ...] = ()
+    """What was made of failed attempts among the groups."""
 
 
 class Training(Protocol):
