@@ -9,7 +9,7 @@ from forkpoint.audits import premature_confidence, template_collapse, token_edit
 from forkpoint.audits.part import RANKS, STATUS
 from forkpoint.audits.table import Result, chosen, run_audits
 from forkpoint.cli.output import print_json, visible
-from forkpoint.errors import RecipeError, StoreError
+from forkpoint.errors import ContextError, RecipeError, StoreError
 from forkpoint.integrations.rollouts import foreign_records
 from forkpoint.probe import Probe
 from forkpoint.records import Finding, Records, Severity
@@ -87,7 +87,12 @@ def _models(run: Path, stage: str, request: Mapping[str, Any], only: Sequence[st
 
     print(visible(f"{stage}: {SAMPLES} rollouts for each of {PROBLEMS} problems"), file=sys.stderr, flush=True)
     base, _, name = request["base"].rpartition(":")
-    subject = stage_subject(run, stage, base=(Path(base), name) if base and (Path(base) / DATABASE).is_file() else None)
+    other = (Path(base), name) if base and (Path(base) / DATABASE).is_file() else None
+    try:
+        subject = stage_subject(run, stage, base=other)
+    except ContextError as error:
+        print(visible(f"{error} The models are not asked."), file=sys.stderr, flush=True)
+        return None
     for audit, cost in costs.items():
         planned = cost(subject.groups)
         line = f"{stage}: {audit} scores up to {planned['scored_tokens']} tokens, samples {planned['sampled_tokens']}"
@@ -144,6 +149,7 @@ def _as_json(records: Records, results: Sequence[Result]) -> dict[str, Any]:
                 "status": STATUS[result.severity] if result.ran else "not run",
                 "seconds": result.seconds,
                 "lacks": {part: list(lacking) for part, lacking in result.lacks.items()},
+                "why": result.why,
                 "findings": [_finding(finding) for finding in result.findings],
             }
             for result in results
@@ -169,7 +175,8 @@ def _print_stage(records: Records, results: Sequence[Result]) -> None:
     for result in results:
         if not result.ran:
             lacking = sorted({name for names in result.lacks.values() for name in names})
-            print(f"  {result.audit:19s} not run: lacks {', '.join(lacking) or 'rollouts'}")
+            why = result.why or f"lacks {', '.join(lacking) or 'rollouts'}"
+            print(visible(f"  {result.audit:19s} not run: {why}"))
             continue
         for finding in sorted(result.findings, key=lambda found: -RANKS[found.severity]):
             print(visible(f"  {result.audit:19s} {STATUS[finding.severity]:5s} {' '.join(finding.claim.split())}"))
