@@ -180,6 +180,11 @@ def _loss_reasons(stage: RLStage) -> list[str]:
         )
     if stage.distillation is not None:
         reasons.append("distillation: pulls to a teacher, with the distribution of states held fixed")
+    if stage.entropy_bonus > 0:
+        reasons.append(
+            f"entropy_bonus = {stage.entropy_bonus:g}: pays for entropy beside the reward, with the distribution of "
+            "states held fixed"
+        )
     if stage.divergence is not None and stage.divergence.kind == "token_k2":
         reasons.append("divergence token_k2: holds the distribution of states fixed")
     return reasons
