@@ -99,10 +99,8 @@ def read_panel(path: Path, *, recipes: Path = RECIPES) -> Panel:
         raise ForkpointError(f"{path.name}: tuning = {table['tuning']} and seeds = {table['seeds']} share a seed.")
     lists = {name: tuple(table[name]) for name in ("doses", "controls", "cures", "tuning", "seeds")}
     patients = {audit: recipes / name for audit, name in table["patients"].items()}
-    differing = table.get("differing", {})
-    return Panel(
-        base=table["base"], patients=patients, temperatures=table["temperatures"], differing=differing, **lists
-    )  # fmt: skip
+    maps = {"temperatures": table["temperatures"], "differing": table.get("differing", {})}
+    return Panel(base=table["base"], patients=patients, **maps, **lists)
 
 
 def run_panel(panel: Panel, cells: Sequence[Cell], runs: Path, *, jobs: int, budget: float) -> None:
