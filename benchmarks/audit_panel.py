@@ -21,7 +21,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from cells import CELLS, Cell, start
 from scipy import stats
 
 from forkpoint.assembly.subject import stage_subject
-from forkpoint.audits import mismatch
+from forkpoint.audits import mismatch, token_edits
 from forkpoint.audits.part import STATUS
 from forkpoint.audits.rows import Row, records_of
 from forkpoint.audits.table import AUDITS, Result, run_audits
@@ -69,6 +69,8 @@ class Panel:
     """The sampler's, for each dose of the patient of `mismatch`."""
     tuning: tuple[int, ...]
     seeds: tuple[int, ...]
+    differing: Mapping[str, int] = field(default_factory=dict)
+    """Of healthy runs (`PATIENT-SEED`) how many tokens differ, where a cell has an interval narrower than `of_few`."""
 
     def cells(self, *, tuning: bool = False) -> list[Cell]:
         """Seed by seed."""
@@ -97,7 +99,8 @@ def read_panel(path: Path, *, recipes: Path = RECIPES) -> Panel:
         raise ForkpointError(f"{path.name}: tuning = {table['tuning']} and seeds = {table['seeds']} share a seed.")
     lists = {name: tuple(table[name]) for name in ("doses", "controls", "cures", "tuning", "seeds")}
     patients = {audit: recipes / name for audit, name in table["patients"].items()}
-    return Panel(base=table["base"], patients=patients, temperatures=table["temperatures"], **lists)
+    maps = {"temperatures": table["temperatures"], "differing": table.get("differing", {})}
+    return Panel(base=table["base"], patients=patients, **maps, **lists)
 
 
 def run_panel(panel: Panel, cells: Sequence[Cell], runs: Path, *, jobs: int, budget: float) -> None:
@@ -230,6 +233,36 @@ def stored(cells: Sequence[Cell]) -> list[Mapping[str, Any]]:
     return [json.loads(cell.place.read_text(encoding="utf-8")) for cell in cells if cell.place.exists()]
 
 
+def regraded(panel: Panel, documents: Documents) -> list[Mapping[str, Any]]:
+    """The cells with the share of shifted tokens of some healthy runs under the interval that `token_edits` has now.
+
+    Raises:
+        ForkpointError: a count that the stored share cannot be a share of.
+    """
+    made = []
+    for cell in documents:
+        count = panel.differing.get(f"{cell['patient']}-{cell['seed']}")
+        made.append(cell if count is None else _regraded(cell, panel.controls, count))
+    return made
+
+
+def _regraded(cell: Mapping[str, Any], controls: Sequence[str], count: int) -> Mapping[str, Any]:
+    changed: dict[str, Any] = json.loads(json.dumps(cell))
+    for stage in controls:
+        result = changed["stages"][stage][token_edits.NAME]
+        shifted = result["findings"][1]
+        hits = round(shifted["value"] * count)
+        if short(hits / count) != shifted["value"]:
+            name = f"{cell['patient']}-{cell['seed']}"
+            raise ForkpointError(f"[differing] {name} = {count}: {shifted['value']} is no share of {count} tokens.")
+        stored_interval = token_edits.Ratio(value=hits / count, interval=tuple(shifted["interval"]))
+        interval = token_edits.of_few(stored_interval, count)
+        shifted |= {"interval": [short(end) for end in interval]}
+        shifted["status"] = STATUS[token_edits.SHIFTED.grade(interval[0])]
+        result["status"] = max((each["status"] for each in result["findings"]), key=list(STATUS.values()).index)
+    return changed
+
+
 def clopper_pearson(hits: int, total: int) -> tuple[float, float]:
     """The exact 95 % interval of a share (Clopper and Pearson 1934); 0 to 1 without a trial.
 
@@ -266,7 +299,8 @@ def table_rows(panel: Panel, documents: Documents) -> list[dict[str, Any]]:
             stages[stage][audit]
             for stages in (cell["stages"] for cell in documents)
             for stage in panel.controls
-            if stage in stages
+            # Cells from before an audit was made know nothing of it.
+            if audit in stages.get(stage, {})
         ]
         rows.append(row | {"healthy": counted(healthy)})
     return rows
@@ -351,7 +385,7 @@ def main() -> int:
     cells = [cell for cell in panel.cells(tuning=asked.tuning) if not only or cell.arm in only]
     if asked.what == "run":
         run_panel(panel, cells, asked.runs, jobs=asked.jobs, budget=60 * asked.budget)
-    documents = stored(cells)
+    documents = regraded(panel, stored(cells))
     if asked.json:
         rows = {"table": table_rows(panel, documents), "values": value_rows(panel, documents)}
         print(json.dumps({"cells": str(CELLS / "audit-panel"), **rows}, indent=1))

@@ -50,6 +50,8 @@ class Row:
     """Weight of the row in a sequence-level divergence to the reference."""
     distillation_weights: Floats = field(default_factory=lambda: _NO_FLOATS)
     """Weight of each token's divergence from the teacher."""
+    entropy_weights: Floats = field(default_factory=lambda: _NO_FLOATS)
+    """Weight of the entropy of each token's distribution in the entropy bonus."""
     teacher: TeacherTargets | None = None
     """Must be given where a distillation weight is not 0; K is that of the other rows."""
 
@@ -80,6 +82,7 @@ class TokenBatch:
     imitation_weights: Float[Tensor, "B T"]
     divergence_weights: Float[Tensor, " B"]
     distillation_weights: Float[Tensor, "B T"]
+    entropy_weights: Float[Tensor, "B T"]
     teacher: TeacherTensors | None
     """None: no row has a teacher."""
     rows: tuple[int, ...]
@@ -187,6 +190,7 @@ def pad_rows(
         imitation_weights=pad("imitation_weights", np.float32),
         divergence_weights=torch.tensor([row.divergence_weight for row in chosen], dtype=torch.float32, device=device),
         distillation_weights=pad("distillation_weights", np.float32),
+        entropy_weights=pad("entropy_weights", np.float32),
         teacher=_pad_teachers([row.teacher for row in chosen], width, device),
         rows=tuple(places),
     )

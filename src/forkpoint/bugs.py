@@ -109,4 +109,5 @@ def _scaled(row: Row, factor: float) -> Row:
         expert_weights=frozen_array(row.expert_weights * factor, np.float32),
         imitation_weights=frozen_array(row.imitation_weights * factor, np.float32),
         divergence_weight=row.divergence_weight * factor,
+        entropy_weights=frozen_array(row.entropy_weights * factor, np.float32),
     )

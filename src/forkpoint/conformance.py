@@ -50,7 +50,8 @@ Audit: TypeAlias = Callable[[Records, Probe | None], list[Finding]]
 UNKNOWN: Mapping[str, tuple[str, float]] = MappingProxyType(
     {
         "updates": ("update", 0), "length": ("length", 0), "correct": ("correct", -1), "outcomes": ("outcome", -1),
-        "stops": ("stop", -1), "reward": ("reward", math.nan), "difficulty": ("difficulty", math.nan),
+        "stops": ("stop", -1), "held_out": ("held_out", -1),
+        "reward": ("reward", math.nan), "difficulty": ("difficulty", math.nan),
     }
 )  # fmt: skip
 """Names of `Records.has` with the column that they are about and what stands there when nothing is known."""
@@ -264,6 +265,8 @@ def without(records: Records, names: Collection[str]) -> Records:
     blank: dict[str, Any] = {}
     for name in gone & UNKNOWN.keys():
         column, value = UNKNOWN[name]
+        if getattr(kept, column) is None:
+            continue
         blank[column] = frozen_array(np.full(len(kept), value), getattr(kept, column).dtype.type)
     if "groups" in gone:
         blank["group"] = frozen_array(np.arange(len(kept)), np.uint64)

@@ -4,6 +4,7 @@ ForkpointError
 ├── RecipeError      a recipe, its keys and values
 ├── TaskError        a task, its problems and corpora
 ├── ModelError       a model folder, a tokenizer, a text that the model cannot read
+│   └── ContextError a prompt and what follows it reach past the model's context
 ├── StoreError       a run folder or its database
 ├── CheckpointError  a checkpoint that is incomplete or altered
 ├── VerifierError    a verifier that could not be started, or fails too often
@@ -37,6 +38,10 @@ class ModelError(ForkpointError):
     """A model folder or a tokenizer cannot be used, or a text does not fit it."""
 
 
+class ContextError(ModelError):
+    """A prompt and what is to follow it do not fit a model's context."""
+
+
 class StoreError(ForkpointError):
     """A run folder cannot be read or written."""
 
@@ -51,6 +56,18 @@ class VerifierError(ForkpointError):
 
 class TrainingError(ForkpointError):
     """Training cannot go on, such as when no gradient is finite any more."""
+
+
+def check_context(what: str, prompt: int, follow: int, context: int) -> None:
+    """Raises ContextError where a prompt and what follows it, in tokens, reach past a context.
+
+    >>> check_context("scoring", 40, 24, 64)
+    """
+    if prompt + follow > context:
+        raise ContextError(
+            f"{what}: a prompt of {prompt} tokens and {follow} tokens after it do not fit the model's context of "
+            f"{context}."
+        )
 
 
 def unknown_name(where: str, value: str, known: Iterable[str]) -> str:

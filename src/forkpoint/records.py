@@ -341,8 +341,8 @@ class Records:
     run: str
     stage: str
     has: frozenset[str]
-    """Of: updates (two or more), groups, correct, outcomes, reward, length, stops, difficulty, evaluations, shifted,
-    parts, prompt, text, answer, reference, tokens, behavior_logprobs, trainer_logprobs, metrics."""
+    """Of: updates (two or more), groups, correct, outcomes, held_out, reward, length, stops, difficulty, evaluations,
+    shifted, parts, prompt, text, answer, reference, tokens, behavior_logprobs, trainer_logprobs, metrics."""
     ids: NDArray[np.bytes_]
     update: Ints
     purposes: tuple[str, ...]
@@ -364,6 +364,8 @@ class Records:
     """Place in `STOPS`, or -1."""
     reward: NDArray[np.float64]
     difficulty: Floats
+    held_out: NDArray[np.int8] | None = None
+    """1, 0, or -1: what a verifier says that training did not use; None where none was asked."""
     parts: Mapping[str, Floats] = field(default_factory=dict)
     """Parts of the verdicts."""
     metrics: Mapping[str, tuple[Ints, NDArray[np.float64]]] = field(default_factory=dict)

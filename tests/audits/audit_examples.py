@@ -22,7 +22,7 @@ def drawn(*path: int) -> float:
 def spoken(update: int, problem: int, place: int) -> str:
     """A text of twenty words or so that no other rollout has."""
     numbers = Key.root(8).child(update, problem, place).uniforms(20)
-    return " ".join(WORDS[int(number * len(WORDS))] for number in numbers) + f" #### {problem}"
+    return " ".join(WORDS[int(number * len(WORDS))] for number in numbers)
 
 
 def example(
@@ -39,7 +39,8 @@ def example(
                     "correct": correct, "reward": float(correct),
                     "outcome": Outcome.CORRECT if correct else Outcome.WRONG,
                     "stop": StopReason.EOS, "length": 20, "difficulty": float(problem % 3), "update": update,
-                    "text": spoken(update, problem, place), "reference": str(problem), "prompt": f"problem {problem}",
+                    "text": f"{spoken(update, problem, place)} #### {problem + (0 if correct else 1 + place)}",
+                    "reference": str(problem), "prompt": f"problem {problem}",
                     "answer": str(problem) if correct else str(problem + 1 + place),
                 }  # fmt: skip
                 told.update(change(update, problem, place))

@@ -13,7 +13,7 @@ from forkpoint.audits.part import Bounds, with_evidence
 from forkpoint.audits.rows import BATCH, Row, records_of
 from forkpoint.audits.table import AUDITS, run_audits
 from forkpoint.audits.windows import change, estimate, sample, windows
-from forkpoint.errors import ForkpointError
+from forkpoint.errors import ContextError, ForkpointError
 from forkpoint.records import Contents, Finding, Severity
 
 ASKING = {"token_edits", "premature_confidence", "template_collapse"}
@@ -158,3 +158,19 @@ def test_evidence_names_those_first_that_can_be_read():
     made = with_evidence(Finding(audit="a", severity=Severity.INFO, claim="", value=0.0), records, records.training)
     assert made.evidence[:3] == ("1-2-2", "1-2-3", "1-0-0")
     assert len(made.evidence) == 8
+
+
+def test_an_audit_that_stops_says_why_and_the_others_go_on():
+    groups = [group(letter, [letter * 3]) for letter in "abcd"]
+
+    class Full(ScriptedSubject):
+        def score(self, requests):
+            if any(len(request.tokens) > 2 for request in requests):
+                raise ContextError("scoring: it does not fit.")
+            return super().score(requests)
+
+    subject = Full(groups, lambda _context, _text: -1.0)
+    results = list(run_audits(example(), only=["template_collapse", "coverage"], probe=subject))
+    assert [(one.ran, one.why) for one in results] == [(False, "scoring: it does not fit."), (True, "")]
+    assert results[0].findings == ()
+    assert results[1].findings

@@ -1,6 +1,7 @@
 """`forkpoint audit RUN --models`: a tiny run whose models are asked, what that says first, and mistakes."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -69,3 +70,18 @@ def test_models_of_foreign_rollouts_are_refused(call, tmp_path):
     code, _, err = call(path, "--models")
     assert code == 2
     assert "--models goes with a run of ours" in err
+
+
+def test_a_budget_beyond_the_context_is_one_line_and_the_records_are_audited(call, tmp_path):
+    folder = tmp_path / "short"
+    finished(folder, tiny_recipe(BASE, overrides=("evaluation.max_new_tokens=60",)))
+    code, out, err = call(folder, "--models", "--no-store")
+    assert code == 0
+    (line,) = [line for line in err.splitlines() if "context" in line]
+    assert re.fullmatch(
+        r"stage 'base': a prompt of \d+ tokens and 60 tokens after it do not fit the model's context of 64. "
+        r"The models are not asked.",
+        line,
+    )
+    assert "template_collapse   not run: lacks probe" in out
+    assert "length_and_format   ok" in out

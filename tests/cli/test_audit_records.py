@@ -121,3 +121,63 @@ def test_no_torch_is_imported(tmp_path):
     )
     done = run_python([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def judged_lines(path, **fields):
+    """Rollouts whose texts turn to the unsaid while their reward rises."""
+    entries = [
+        {
+            "prompt": f"{problem}?", "completion": f"#### {problem if step < 3 else 'x'}", "correct": True,
+            "reward": 0.1 * step, "step": step, "reference": str(problem),
+        } | fields
+        for step in range(6)
+        for problem in range(48)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return path
+
+
+@pytest.fixture
+def judges(tmp_path):
+    """Verifiers of a user, in the folder that the command is called in."""
+    (tmp_path / "judges.py").write_text(
+        "import os\n"
+        "def ends(completion, answer):\n    return completion.endswith(answer)\n"
+        "def hangs(completion, answer):\n    os._exit(1)\n"
+        "def strange(colour):\n    return 1\n"
+    )
+    return tmp_path
+
+
+def test_a_held_out_verifier_of_the_user_judges_stored_texts(call, judges):
+    path = judged_lines(judges / "a.jsonl")
+    code, out, err = call(path, "--held-out", "judges:ends", "--only", "reward_hacking", "--json", "--fail-on", "sick")
+    assert (code, err) == (1, "")
+    (audit,) = json.loads(out)["stages"][0]["audits"]
+    (found,) = [one for one in audit["findings"] if "held-out verifier accepts" in one["claim"]]
+    assert (found["value"], found["severity"]) == (-1.0, "sick")
+    assert "It fell from update 3 on (95 %: 3 to 3)" in found["claim"]
+    assert audit["lacks"] == {}
+
+
+def test_a_held_out_verifier_that_cannot_be_asked_is_one_line(call, judges):
+    path = judged_lines(judges / "a.jsonl", reference=None)
+    code, out, err = call(path, "--held-out", "judges:ends", "--only", "reward_hacking", "--json")
+    assert code == 0
+    assert "--held-out was not asked: the rollouts lack reference." in err
+    (audit,) = json.loads(out)["stages"][0]["audits"]
+    assert audit["lacks"]["held-out verifier"] == ["held_out"]
+    for name, told in (("judges:strange", "parameter 'colour'"), ("judges", "package.module:function"), ("no:x", "no")):
+        code, _, err = call(path, "--held-out", name)
+        assert (code, len(err.strip().splitlines())) == (2, 1)
+        assert f"--held-out = '{name}'" in err
+        assert told in err
+
+
+def test_a_held_out_verifier_that_dies_judges_none(call, judges):
+    path = judges / "few.jsonl"
+    entries = [{"prompt": "a", "completion": "b", "correct": True, "reference": "b", "step": step} for step in (1, 2)]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    code, _, err = call(path, "--held-out", "judges:hangs", "--only", "reward_hacking")
+    assert code == 0
+    assert "--held-out = 'judges:hangs' could judge none" in err

@@ -52,6 +52,7 @@ BIASED = [
     (["stage.rl.curriculum={oversample=1, keep_variance=0.9}"], "how they turned out"),
     (["stage.rl.curriculum={oversample=2}"], "solved before"),
     (["stage.rl.bugs.averaging=rank"], "published bug"),
+    (["stage.rl.entropy_bonus=0.01"], "entropy_bonus = 0.01: pays for entropy"),
     (
         ["stage.rl.experts=1", "stage.rl.loss.name=mixed_policy", "stage.rl.credit.rule=with_experts"],
         "an expert's tokens",

@@ -9,11 +9,12 @@ import torch
 
 from forkpoint.audits.early_answers import chains, curves_of
 from forkpoint.audits.premature_confidence import premature_confidence
-from forkpoint.audits.rows import records_of
+from forkpoint.audits.rows import Row, records_of
 from forkpoint.audits.subject import Comparing, Subject, attempts
+from forkpoint.audits.table import run_audits
 from forkpoint.audits.template_collapse import cross_scores, template_collapse
 from forkpoint.audits.token_edits import token_edits
-from forkpoint.errors import ForkpointError
+from forkpoint.errors import ContextError, ForkpointError
 from forkpoint.policies import causal
 from forkpoint.policies.causal import CausalPolicy
 from forkpoint.policies.distributions import top_tokens
@@ -260,3 +261,24 @@ def test_all_three_audits_run_on_a_model_that_knows_nothing(pair, groups):
         told = audit(records, subject)
         assert all(math.isfinite(finding.value) for finding in told)
     assert len(token_edits(records, subject)) == 4
+
+
+def test_a_base_with_a_shorter_context_is_not_compared_and_the_rest_is_asked() -> None:
+    mine, theirs = make_policy(1), make_policy(2)
+    groups = sampled(mine)
+    longest = max(len(rollout.prompt_tokens) + len(rollout.tokens) for group in groups for rollout in group.rollouts)
+    theirs.context_length = longest - 1
+    subject = make_subject(mine, theirs, groups)
+    with pytest.raises(ContextError, match=rf"comparing with the base: .* context of {longest - 1}"):
+        subject.compared([rollout for group in groups for rollout in group.rollouts])
+    # The texts fit, the budget of a fresh text of the base may not.
+    theirs.context_length = longest
+    prompts = max(len(group.rollouts[0].prompt_tokens) for group in groups)
+    assert prompts + BUDGET > longest
+    with pytest.raises(ContextError, match=rf"a text of the base: .* and {BUDGET} tokens after it"):
+        subject.edited(attempts(groups), None)
+    rows = records_of([Row(id="a", problem="p")])
+    asked = ["token_edits", "template_collapse"]
+    results = {one.audit: one for one in run_audits(rows, only=asked, probe=subject)}
+    assert "a text of the base" in results["token_edits"].why
+    assert results["template_collapse"].ran

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from forkpoint.batching import Row, pad_rows
+from forkpoint.errors import ContextError
 from forkpoint.policies.causal import CausalPolicy
 from forkpoint.policies.texts import Texts, alphabet_tokenizer
 from forkpoint.policies.tiny import build_decoder
@@ -200,3 +201,14 @@ def test_entropies_are_those_of_the_distributions(policy: CausalPolicy, probe: L
         logits = policy.model(input_ids=tokens).logits[0, len(rollout.prompt_tokens) - 1 : -1] / 0.7
     expected = torch.distributions.Categorical(logits=logits).entropy().numpy()
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_what_reaches_past_the_context_is_refused_and_the_last_position_is_not(probe: LocalProbe) -> None:
+    def request(prompt: int, tokens: int) -> ScoreRequest:
+        return ScoreRequest(
+            prompt_tokens=frozen_array(np.ones(prompt), np.int32), tokens=frozen_array(np.ones(tokens), np.int32)
+        )
+
+    assert len(probe.score([request(40, 24)])[0]) == 24
+    with pytest.raises(ContextError, match=r"prompt of 40 tokens and 25 tokens after it .* context of 64"):
+        probe.score([request(3, 4), request(40, 25)])

@@ -14,6 +14,7 @@ from forkpoint.credit import leave_one_out
 from forkpoint.errors import VerifierError
 from forkpoint.losses import clipped_surrogate, reinforce
 from forkpoint.records import (
+    Batch,
     Credit,
     Outcome,
     Rollout,
@@ -340,3 +341,24 @@ def test_what_the_store_keeps(rule, update, kept, context, policy):
     for rollout, credit in zip([r for group in groups for r in group.rollouts], credits, strict=True):
         assert pairs[rollout.id] is credit
     assert kept_rollouts(stage, step, Key.root(0))[0] == groups
+
+
+def test_the_entropy_bonus_divides_by_all_sampled_tokens_whatever_the_aggregation(context, policy):
+    """Two groups of tokens 3, 5 and 3, 5: 16 tokens, also where a group has no variance and rows weigh otherwise."""
+    verdicts = [[RIGHT, WRONG], [WRONG, WRONG]]
+    for aggregation in ("token_mean", "sequence_mean"):
+        plain = one_update(context, policy, verdicts, aggregation=aggregation)[1].optimization.taken[0]
+        step, made = one_update(context, policy, verdicts, aggregation=aggregation, entropy_bonus=0.5)
+        rows = made.rows(step.groups, made.credits(Batch(groups=step.groups, update=step.update)))
+        assert {float(row.entropy_weights[0]) for row in rows} == {0.5 / 16}
+        total = torch.zeros(())
+        for row in rows:
+            total = total - 0.5 / 16 * policy.logprobs(pad_rows([row], [0]), entropy_gradient=True)[1].sum()
+        total.backward()
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in policy.model.parameters()]
+        expected = plain + torch.cat([part.flatten() for part in parts])
+        policy.model.zero_grad(set_to_none=True)
+        found = made.optimization.taken[0]
+        assert float((found - expected).norm() / expected.norm()) < 1e-6
+        assert 0 < step.metrics["policy_entropy"] <= np.log(40)
+    assert "policy_entropy" not in one_update(context, policy, verdicts)[0].metrics

@@ -8,7 +8,7 @@ from forkpoint.assembly.build import Assembly, build_policy, evaluation_budget
 from forkpoint.config.load import load_recipe
 from forkpoint.config.policies import FolderPolicy
 from forkpoint.config.recipe import parent
-from forkpoint.errors import ForkpointError
+from forkpoint.errors import ForkpointError, check_context
 from forkpoint.probe import SampleRequest
 from forkpoint.records import Group, Problem
 from forkpoint.seeds import Key
@@ -32,6 +32,7 @@ def stage_subject(
     `base` is a run and a stage of it; None: the stage that this one starts from, or the model folder of the recipe.
 
     Raises:
+        ContextError: a prompt and the budget of a rollout do not fit the context.
         ForkpointError: there is no checkpoint yet.
     """
     from forkpoint.policies.causal import CausalPolicy
@@ -102,6 +103,9 @@ def _groups(
         for problem in problems
         for index in range(samples)
     ]  # fmt: skip
+    for request in requests:
+        length = len(request.prompt_tokens)
+        check_context(f"stage '{stage}'", length, plan.max_new_tokens, probe.policy.context_length)
     rollouts = probe.sample(requests)
     groups = []
     for place, problem in enumerate(problems):

@@ -1,8 +1,9 @@
 """`reward_hacking`: does the reward rise without the outcome?
 
-Records alone: the reward against `correct`; wrong rollouts that are paid like correct ones (the hack rate
-P(proxy = 1, true = 0) of arXiv 2603.07084); phrases that spread; and correct rollouts in which the reference answer
-does not occur, the sign of a fooled judge (arXiv 2507.08794).
+Records alone, and what a held-out verifier says of them: the reward against `correct`; wrong rollouts that are paid
+like correct ones (the hack rate P(proxy = 1, true = 0) of arXiv 2603.07084); phrases that spread; correct rollouts in
+which the reference answer does not occur, the sign of a fooled judge (arXiv 2507.08794); the same texts judged under
+another extraction of the answer.
 """
 
 from collections import Counter
@@ -10,6 +11,8 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
+from forkpoint.audits.extraction import other_extraction
+from forkpoint.audits.held_out import apart_from_held_out, refused_by_held_out
 from forkpoint.audits.part import Bounds, Part, Parts, graded, judged, run_parts, with_evidence
 from forkpoint.audits.texts import ngrams, normal, words
 from forkpoint.audits.windows import Change, Windows, change, estimate, latest, sample, windows
@@ -153,6 +156,9 @@ def _absent(records: Records) -> list[Finding]:
 
 
 PARTS: Parts = {
+    "held-out verifier": Part(apart_from_held_out, ("reward", "held_out", "updates")),
+    "refused by a held-out verifier": Part(refused_by_held_out, ("correct", "held_out")),
+    "other extraction": Part(other_extraction, ("text", "reference", "correct")),
     "reward against outcome": Part(_apart, ("reward", "correct", "updates")),
     "wrong and paid": Part(_paid_wrong, ("reward", "correct")),
     "rising phrases": Part(_phrases, ("text", "updates")),

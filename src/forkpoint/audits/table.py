@@ -69,6 +69,8 @@ class Result:
     """Parts that could not run, and what they lack."""
     ran: bool
     """Whether any part could run."""
+    why: str = ""
+    """What stopped an audit that lacked nothing, such as a text that does not fit the model's context."""
     seconds: float = 0.0
 
     @property
@@ -92,15 +94,21 @@ def chosen(names: Sequence[str]) -> tuple[str, ...]:
 def run_audits(records: Records, *, only: Sequence[str] = (), probe: Probe | None = None) -> Iterator[Result]:
     """The results of the audits of one stage, one after the other, in the order of the table.
 
-    An audit none of whose parts has what it needs is not run, and says what it lacks.
+    An audit none of whose parts has what it needs is not run, and says what it lacks.  One that stops at what a user
+    can fix is not run either, and says why; the others go on.
     """
     for name in chosen(only):
         entry = AUDITS[name]
         lacks = {part: lacking for part, needs in entry.needs.items() if (lacking := _lacking(records, needs, probe))}
         began = time.perf_counter()
         ran = len(lacks) < len(entry.needs) and len(records) + len(records.metrics) > 0
-        found = tuple(entry.function(records, probe)) if ran else ()
-        yield Result(audit=name, findings=found, lacks=lacks, ran=ran, seconds=time.perf_counter() - began)
+        found: tuple[Finding, ...] = ()
+        why = ""
+        try:
+            found = tuple(entry.function(records, probe)) if ran else ()
+        except ForkpointError as error:
+            ran, why = False, str(error)
+        yield Result(audit=name, findings=found, lacks=lacks, ran=ran, why=why, seconds=time.perf_counter() - began)
 
 
 def _lacking(records: Records, needs: Sequence[str], probe: Probe | None) -> tuple[str, ...]:

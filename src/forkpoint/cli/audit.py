@@ -31,6 +31,7 @@ def records(
     format_: Annotated[str, Parameter(name="--format", show_default=False)] = "",
     correct_at: float | None = None,
     models: Flag = False,
+    held_out: Annotated[str, Parameter(show_default=False)] = "",
     no_store: Flag = False,
     json_: Json = False,
 ) -> int:
@@ -57,6 +58,9 @@ def records(
     models
         Also load the models of a run and ask them: token_edits, premature_confidence, template_collapse. Draws fresh
         rollouts on held-out problems; says first what that costs.
+    held_out
+        package.module:function, a verifier that training did not use: it judges the stored texts again, in a child
+        process with a deadline, and reward_hacking holds the reward against it.
     no_store
         Print only.
     json_
@@ -71,6 +75,7 @@ def records(
         "format": format_,
         "correct_at": correct_at,
         "models": models,
+        "held_out": held_out,
     }
     return audit_path(path, request, fail_on=fail_on, store=not no_store, as_json=json_)
 

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from forkpoint.audits import premature_confidence, template_collapse, token_edits
+from forkpoint.audits.held_out import NEEDS, with_held_out
 from forkpoint.audits.part import RANKS, STATUS
 from forkpoint.audits.table import Result, chosen, run_audits
 from forkpoint.cli.output import print_json, visible
-from forkpoint.errors import RecipeError, StoreError
+from forkpoint.errors import ContextError, RecipeError, StoreError, VerifierError
 from forkpoint.integrations.rollouts import foreign_records
 from forkpoint.probe import Probe
 from forkpoint.records import Finding, Records, Severity
 from forkpoint.store import DATABASE, RunReader, RunWriter
 from forkpoint.store.columns import stage_records
+from forkpoint.verifiers.outside import OutsideVerifier
 
 COSTS = {module.NAME: module.planned_cost for module in (token_edits, premature_confidence, template_collapse)}
 """Of the audits that ask models: the most tokens that they score and sample."""
@@ -29,9 +31,12 @@ def audit_path(
     is_run = (path / DATABASE).is_file()
     if request["models"] and not is_run:
         raise RecipeError(f"--models goes with a run of ours, {path} holds rollouts.")
+    verifier = _held_out(request["held_out"])
     stages = []
     for records in _of_run(path, request) if is_run else _foreign(path, request):
         results = []
+        if verifier is not None:
+            records = _judged_again(records, verifier)
         probe = _models(path, records.stage, request, only) if request["models"] else None
         for result in run_audits(records, only=only, probe=probe):
             _tell(f"{records.stage}: {result.audit} {result.seconds:.1f} s")
@@ -87,12 +92,47 @@ def _models(run: Path, stage: str, request: Mapping[str, Any], only: Sequence[st
 
     print(visible(f"{stage}: {SAMPLES} rollouts for each of {PROBLEMS} problems"), file=sys.stderr, flush=True)
     base, _, name = request["base"].rpartition(":")
-    subject = stage_subject(run, stage, base=(Path(base), name) if base and (Path(base) / DATABASE).is_file() else None)
+    other = (Path(base), name) if base and (Path(base) / DATABASE).is_file() else None
+    try:
+        subject = stage_subject(run, stage, base=other)
+    except ContextError as error:
+        print(visible(f"{error} The models are not asked."), file=sys.stderr, flush=True)
+        return None
     for audit, cost in costs.items():
         planned = cost(subject.groups)
         line = f"{stage}: {audit} scores up to {planned['scored_tokens']} tokens, samples {planned['sampled_tokens']}"
         print(visible(line), file=sys.stderr, flush=True)
     return subject
+
+
+def _held_out(name: str) -> OutsideVerifier | None:
+    """The held-out verifier of a name, which can be called; None without a name."""
+    if not name:
+        return None
+    try:
+        verifier = OutsideVerifier(name)
+        verifier.check()
+    except VerifierError as error:
+        raise VerifierError(str(error).replace("verifier =", "--held-out =", 1)) from None
+    return verifier
+
+
+def _judged_again(records: Records, verifier: OutsideVerifier) -> Records:
+    """The records with the verdicts of a held-out verifier; says on standard error where it has nothing to judge."""
+    missing = records.lacks(NEEDS)
+    if missing:
+        line = f"{records.stage}: --held-out was not asked: the rollouts lack {', '.join(missing)}."
+        print(visible(line), file=sys.stderr, flush=True)
+        return records
+    every = 500
+    found = with_held_out(
+        records, verifier, told=lambda done: None if done % every else _tell(f"{records.stage}: {done} judged again")
+    )
+    verifier.close()
+    if "held_out" not in found.has:
+        line = f"{records.stage}: --held-out = '{verifier.name}' could judge none of the rollouts."
+        print(visible(line), file=sys.stderr, flush=True)
+    return found
 
 
 def _base(request: Mapping[str, Any]) -> Records | None:
@@ -144,6 +184,7 @@ def _as_json(records: Records, results: Sequence[Result]) -> dict[str, Any]:
                 "status": STATUS[result.severity] if result.ran else "not run",
                 "seconds": result.seconds,
                 "lacks": {part: list(lacking) for part, lacking in result.lacks.items()},
+                "why": result.why,
                 "findings": [_finding(finding) for finding in result.findings],
             }
             for result in results
@@ -169,7 +210,8 @@ def _print_stage(records: Records, results: Sequence[Result]) -> None:
     for result in results:
         if not result.ran:
             lacking = sorted({name for names in result.lacks.values() for name in names})
-            print(f"  {result.audit:19s} not run: lacks {', '.join(lacking) or 'rollouts'}")
+            why = result.why or f"lacks {', '.join(lacking) or 'rollouts'}"
+            print(visible(f"  {result.audit:19s} not run: {why}"))
             continue
         for finding in sorted(result.findings, key=lambda found: -RANKS[found.severity]):
             print(visible(f"  {result.audit:19s} {STATUS[finding.severity]:5s} {' '.join(finding.claim.split())}"))

@@ -218,6 +218,8 @@ class RLStage(StageBase):
     loss: PolicyLoss = PolicyLoss()
     divergence: Divergence | None = None
     distillation: Distillation | None = None
+    entropy_bonus: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Paid for a nat of next-token entropy, as the mean over all sampled tokens of an update; 0 to 10, 0: none."""
     reward: RewardRule = RewardRule()
     experts: Annotated[int, Field(ge=0, le=64)] = 0
     """Solutions of the task in each group, 0 to 64; for the loss `mixed_policy` with the credit `with_experts`."""

@@ -182,6 +182,11 @@ def _loss_reasons(stage: RLStage) -> list[str]:
         reasons.append("distillation: pulls to a teacher, with the distribution of states held fixed")
     if stage.reflect is not None:
         reasons.append("reflect: climbs the chance that a retry succeeds too, through its reflection alone")
+    if stage.entropy_bonus > 0:
+        reasons.append(
+            f"entropy_bonus = {stage.entropy_bonus:g}: pays for entropy beside the reward, with the distribution of "
+            "states held fixed"
+        )
     if stage.divergence is not None and stage.divergence.kind == "token_k2":
         reasons.append("divergence token_k2: holds the distribution of states fixed")
     return reasons

@@ -99,12 +99,14 @@ def terms_alive(subject: Subject) -> Check:
 def terms(subject: Subject) -> dict[str, Objective]:
     """The objective's terms one by one; a configured term that it lacks is an empty objective."""
     whole, stage = subject.objective, subject.loop.stage
-    empty = replace(whole, policy_loss=None, imitation=False, reference=None)
+    empty = replace(whole, policy_loss=None, imitation=False, reference=None, entropy=False)
     found: dict[str, Objective] = {}
     if whole.policy_loss is not None or isinstance(stage, RLStage):
         found["policy"] = replace(empty, policy_loss=whole.policy_loss)
     if whole.imitation:
         found["imitation"] = replace(empty, imitation=True)
+    if whole.entropy or (isinstance(stage, RLStage) and stage.entropy_bonus > 0):
+        found["entropy"] = replace(empty, entropy=whole.entropy)
     if whole.reference is not None:
         found["divergence"] = replace(empty, reference=shifted(whole.reference))
     elif isinstance(stage, RLStage) and stage.divergence is not None:

@@ -192,34 +192,41 @@ class CausalPolicy:
         temperature: float = 1.0,
         where: Bool[Tensor, "B T"] | None = None,
         states: PromptStates | None = None,
+        entropy_gradient: bool = False,
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
         """Log-probability of each token and entropy of the distribution that it is drawn from, nats.
 
-        Both are 0 where `where` (default: the loss mask) is False.  The entropy carries no gradient.
+        Both are 0 where `where` (default: the loss mask) is False.  The entropy carries a gradient only with
+        `entropy_gradient`.
         """
         where = batch.loss_mask if where is None else where
         hidden = self.hidden(batch, states)[where]
-        logprob, entropy = self._reduce(hidden, batch.tokens[where], temperature)
+        logprob, entropy = self._reduce(hidden, batch.tokens[where], temperature, entropy_gradient)
         blank = torch.zeros(batch.tokens.shape, dtype=logprob.dtype, device=self.device)
         return blank.masked_scatter(where, logprob), blank.masked_scatter(where, entropy)
 
     def _reduce(
-        self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"], temperature: float
+        self, hidden: Float[Tensor, "N D"], targets: Int[Tensor, " N"], temperature: float, entropy_gradient: bool
     ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies without ever holding more than MAX_LOGITS logits."""
+        """Log-probabilities and entropies without ever holding more than MAX_LOGITS logits, also in the backward pass.
+
+        A chunk keeps its hidden states alone; its logits are computed again for its gradient.
+        """
         chunk = max(1, MAX_LOGITS // self._head.weight.shape[0])
         if hidden.shape[0] <= chunk:
-            return self._reduce_chunk(hidden, targets, temperature)
+            return self._reduce_chunk(hidden, targets, temperature, entropy_gradient)
         parts = [
-            checkpoint(self._reduce_chunk, part, target, temperature, use_reentrant=False)
+            checkpoint(self._reduce_chunk, part, target, temperature, entropy_gradient, use_reentrant=False)
             for part, target in zip(hidden.split(chunk), targets.split(chunk), strict=True)
         ]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
-    def _reduce_chunk(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def _reduce_chunk(
+        self, hidden: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
         logprobs = torch.log_softmax(self.logits(hidden) / temperature, dim=-1)
         chosen = logprobs.gather(-1, targets[:, None])[:, 0]
-        with torch.no_grad():
+        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
             entropy = -(logprobs.exp() * logprobs).sum(-1)
         return chosen, entropy
 

@@ -45,7 +45,7 @@ class EdgeTransformer(nn.Module):
         """Log-probability of each move and entropy of its distribution."""
         logprobs = torch.log_softmax(self.rows(recent) / temperature, dim=-1)
         places = entries - self.moves.offsets[recent[:, -1]]
-        return logprobs.gather(-1, places[:, None])[:, 0], entropies(logprobs.detach())
+        return logprobs.gather(-1, places[:, None])[:, 0], entropies(logprobs)
 
 
 def _lookup(matrix: Float[Tensor, "S S"], rows: Tensor, columns: Tensor) -> Tensor:

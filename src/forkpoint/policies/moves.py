@@ -127,7 +127,6 @@ class TableModel(nn.Module):
         return self.moves.flatten(rows).index_select(0, entries), entropies(rows)[recent[:, -1]]
 
 
-@torch.no_grad()
 def entropies(logprobs: Float[Tensor, "N M"]) -> Float[Tensor, " N"]:
     """The entropy of each row, nats; moves of probability 0 count nothing."""
     return -(logprobs.exp() * logprobs.masked_fill(logprobs == -torch.inf, 0.0)).sum(-1)

@@ -16,7 +16,12 @@ class Scorer(Protocol):
     """The log-probabilities and entropies of a batch, as `Policy.logprobs` gives them."""
 
     def __call__(
-        self, batch: TokenBatch, *, temperature: float = 1.0, where: Bool[Tensor, "B T"] | None = None
+        self,
+        batch: TokenBatch,
+        *,
+        temperature: float = 1.0,
+        where: Bool[Tensor, "B T"] | None = None,
+        entropy_gradient: bool = False,
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
         """Both are 0 outside `where` (the loss mask)."""
         ...
@@ -38,9 +43,17 @@ class Policy(Protocol):
         ...
 
     def logprobs(
-        self, batch: TokenBatch, *, temperature: float = 1.0, where: Bool[Tensor, "B T"] | None = None
+        self,
+        batch: TokenBatch,
+        *,
+        temperature: float = 1.0,
+        where: Bool[Tensor, "B T"] | None = None,
+        entropy_gradient: bool = False,
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
-        """Log-probability of each token and entropy of its distribution, nats; 0 outside `where` (the loss mask)."""
+        """Log-probability of each token and entropy of its distribution, nats; 0 outside `where` (the loss mask).
+
+        The entropy carries a gradient only with `entropy_gradient`.
+        """
         ...
 
     def prompts_once(self, table: PromptTable) -> AbstractContextManager[Scorer]:

@@ -72,17 +72,24 @@ class TabularPolicy:
         return (torch.cat([lead, batch.tokens[:, :-1]], dim=1) - OFFSET).unfold(1, width, 1)
 
     def logprobs(
-        self, batch: TokenBatch, *, temperature: float = 1.0, where: Bool[Tensor, "B T"] | None = None
+        self,
+        batch: TokenBatch,
+        *,
+        temperature: float = 1.0,
+        where: Bool[Tensor, "B T"] | None = None,
+        entropy_gradient: bool = False,
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
         """Log-probability of each token and entropy of the distribution that it is drawn from, nats.
 
-        Both are 0 where `where` (default: the loss mask) is False.  The entropy carries no gradient.
+        Both are 0 where `where` (default: the loss mask) is False.  The entropy carries a gradient only with
+        `entropy_gradient`.
         Raises ModelError for a step that is no legal move.
         """
         where = batch.loss_mask if where is None else where
         recent = self.windows(batch)[where]
         entries = self.edges.moves.entries(recent[:, -1], batch.tokens[where] - OFFSET)
         logprob, entropy = self.edges.score(recent, entries, temperature)
+        entropy = entropy if entropy_gradient else entropy.detach()
         blank = torch.zeros(batch.tokens.shape, dtype=logprob.dtype, device=self.device)
         return blank.masked_scatter(where, logprob), blank.masked_scatter(where, entropy)
 

@@ -121,6 +121,7 @@ def student_scores(
     direction: Direction,
     temperature: float = 1.0,
     states: PromptStates | None = None,
+    entropy_gradient: bool = False,
 ) -> TokenScores:
     """The log-probability of each token, its entropy, and the divergence from its teacher, from one forward.
 
@@ -131,7 +132,7 @@ def student_scores(
     terms = [policy.hidden(batch, states)[where], batch.tokens[where]]
     if batch.teacher is not None:
         terms += [named[where] for named in (batch.teacher.ids, batch.teacher.logprobs, batch.teacher.tails)]
-    reduce = partial(_reduce, policy, temperature, direction)
+    reduce = partial(_reduce, policy, temperature, direction, entropy_gradient)
     chunk = _chunk(policy)
     if terms[0].shape[0] <= chunk:
         parts = [reduce(*terms)]
@@ -145,12 +146,18 @@ def student_scores(
 
 
 def _reduce(
-    policy: CausalPolicy, temperature: float, direction: Direction, hidden: Tensor, tokens: Tensor, *teacher: Tensor
+    policy: CausalPolicy,
+    temperature: float,
+    direction: Direction,
+    entropy_gradient: bool,
+    hidden: Tensor,
+    tokens: Tensor,
+    *teacher: Tensor,
 ) -> tuple[Tensor, ...]:
     """Log-probability, entropy and, where `teacher` holds ids, log-probabilities and tails, divergence; each [N]."""
     logprobs = torch.log_softmax(policy.logits(hidden) / temperature, dim=-1)
     chosen = logprobs.gather(-1, tokens[:, None])[:, 0]
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = -(logprobs.exp() * logprobs).sum(-1)
     if not teacher:
         return chosen, entropy

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from forkpoint.audits.subject import Attempt, Compared, Edited
 from forkpoint.batching import Row, length_buckets, pad_rows
-from forkpoint.errors import ForkpointError
+from forkpoint.errors import ForkpointError, check_context
 from forkpoint.policies import causal
 from forkpoint.policies.causal import CausalPolicy
 from forkpoint.policies.protocol import Policy
@@ -63,6 +63,9 @@ class SubjectProbe(LocalProbe):
             Row(prompt=rollout.prompt_tokens, tokens=rollout.tokens, loss_mask=rollout.loss_mask)
             for rollout in rollouts
         ]
+        context = min(mine.context_length, theirs.context_length)
+        for row in rows:
+            check_context("comparing with the base", len(row.prompt), len(row.tokens), context)
         made = [np.zeros((4, len(row.tokens))) for row in rows]
         filled = [place for place, row in enumerate(rows) if row.loss_mask.any()]
         for bucket in length_buckets([len(rows[at].tokens) for at in filled], max_tokens=self._max_batch_tokens):
@@ -87,7 +90,11 @@ class SubjectProbe(LocalProbe):
         The base writes to the end; at the first position that is to be given away the policy's token is put, and the
         base writes on from there.  A position whose token is the policy's already costs nothing.
         """
-        self._models()
+        theirs = self._models()[1]
+        # A sampler would cut the texts of a base with a shorter context, and the base would look worse than it is.
+        for one in starts:
+            length, room = len(one.rollout.prompt_tokens), self._branch_plan.max_new_tokens
+            check_context("a text of the base", length, room, theirs.context_length)
         made = [_Draft(rollout=rollout, places=()) for rollout in self._begun(starts, chosen)]
         for _ in range(ROUNDS):
             due = self._due(made, chosen)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from forkpoint.batching import Row, length_buckets, pad_rows
+from forkpoint.errors import check_context
 from forkpoint.policies.protocol import Policy
 from forkpoint.probe import Continuation, Sampler, SampleRequest, ScoreRequest
 from forkpoint.records import Floats, Ints, Problem, Rollout, StopReason, Verdict, frozen_array
@@ -122,6 +123,8 @@ class LocalProbe:
             raise ValueError("score: all requests of one call must have the same temperature")
         if requests and requests[0].temperature <= 0:
             raise ValueError("score: the temperature must be above 0")
+        for request in requests:
+            check_context("scoring", len(request.prompt_tokens), len(request.tokens), self._policy.context_length)
         rows = [
             Row(prompt=request.prompt_tokens, tokens=request.tokens, loss_mask=np.ones(len(request.tokens), np.bool_))
             for request in requests

@@ -24,6 +24,7 @@ from forkpoint.batching import (
 from forkpoint.losses import Loss
 from forkpoint.losses.distillation import Direction, distillation
 from forkpoint.losses.divergence import sequence_k2, token_k2
+from forkpoint.losses.entropy import entropy_bonus
 from forkpoint.losses.imitation import cross_entropy
 from forkpoint.policies.causal import CausalPolicy
 from forkpoint.policies.protocol import Policy, Scorer
@@ -54,6 +55,8 @@ class Objective:
     reference: Reference | None = None
     distillation: Direction | None = None
     """How the distance to the rows' teachers is measured."""
+    entropy: bool = False
+    """Whether tokens are paid for the entropy of their distributions."""
     temperature: float = 1.0
 
 
@@ -119,16 +122,16 @@ def _scores(policy: Policy, objective: Objective, table: PromptTable) -> Iterato
     """What scores the batches of one table of prompts."""
     if objective.distillation is None:
         with policy.prompts_once(table) as score:
-            yield partial(_untaught, score, objective.temperature)
+            yield partial(_untaught, score, objective)
     elif isinstance(policy, CausalPolicy):
         with students_once(policy, table, objective.distillation) as students:
-            yield partial(students, temperature=objective.temperature)
+            yield partial(students, temperature=objective.temperature, entropy_gradient=objective.entropy)
     else:
         raise TypeError(f"a {type(policy).__name__} has no teacher")
 
 
-def _untaught(score: Scorer, temperature: float, batch: TokenBatch) -> TokenScores:
-    logprobs, entropy = score(batch, temperature=temperature)
+def _untaught(score: Scorer, objective: Objective, batch: TokenBatch) -> TokenScores:
+    logprobs, entropy = score(batch, temperature=objective.temperature, entropy_gradient=objective.entropy)
     return TokenScores(logprobs=logprobs, entropy=entropy)
 
 
@@ -150,7 +153,7 @@ def _backward(batch: TokenBatch, score: _Score, anchor: Scorer | None, objective
     if total.requires_grad:
         total.backward()
     sums["loss"] = float(total.detach())
-    sums["entropy_sum"] = float(scores.entropy.sum())
+    sums["entropy_sum"] = float(scores.entropy.detach().sum())
     sums["trained_tokens"] = float(batch.loss_mask.sum())
     sums["mismatch_max"] = 0.0
     if objective.policy_loss is not None:
@@ -166,7 +169,8 @@ def _has_gradient(row: Row, objective: Objective) -> bool:
     credited = objective.policy_loss is not None and bool(row.advantages.any())
     imitated = objective.imitation and bool(row.imitation_weights.any())
     taught = objective.distillation is not None and bool(row.distillation_weights.any())
-    return charged or credited or imitated or taught
+    paid = objective.entropy and bool(row.entropy_weights.any())
+    return charged or credited or imitated or taught or paid
 
 
 def _components(
@@ -182,6 +186,8 @@ def _components(
         parts.append(("imitation", cross_entropy(logprobs, batch.imitation_weights)))
     if scores.divergence is not None:
         parts.append(("distillation", distillation(scores.divergence, batch.distillation_weights)))
+    if objective.entropy:
+        parts.append(("entropy", entropy_bonus(scores.entropy, batch.entropy_weights)))
     if objective.reference is not None and anchor is not None:
         with torch.no_grad():
             kept, _ = anchor(batch, temperature=objective.temperature)

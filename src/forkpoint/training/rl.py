@@ -19,7 +19,7 @@ from forkpoint.credit.privileged import Told
 from forkpoint.losses import Loss, token_weights
 from forkpoint.policies.protocol import Policy
 from forkpoint.probe import Probe
-from forkpoint.records import Batch, Credit, Group, Outcome, Problem, SampledExample
+from forkpoint.records import Batch, Credit, Group, Outcome, Problem, SampledExample, frozen_array
 from forkpoint.rewards import outcome_rewards
 from forkpoint.seeds import Key
 from forkpoint.tasks.protocol import Task, split_problems
@@ -215,7 +215,7 @@ class RLTraining:
         return Objective(
             policy_loss=self._loss, experts=bool(self.stage.experts), reference=self.reference,
             distillation=self.stage.distillation.direction if self.stage.distillation else None,
-            temperature=self.stage.temperature,
+            entropy=self.stage.entropy_bonus > 0, temperature=self.stage.temperature,
         )  # fmt: skip
 
     def rows(
@@ -236,11 +236,14 @@ class RLTraining:
         charge = stage.divergence.coefficient if stage.divergence else 0.0
         by_token = self.reference is not None and self.reference.kind == "token_k2"
         share = charge if by_token else charge / max(1, len(rollouts))
+        # One denominator of its own, whatever the aggregation: the mean over all sampled tokens of the update.
+        bonus = stage.entropy_bonus / max(1, sum(int(rollout.loss_mask.sum()) for rollout in rollouts))
         rows = [
             replace(
                 sampled_row(SampledExample(rollout=rollout, credit=credit)),
                 policy_weights=weight,
                 divergence_weight=share,
+                entropy_weights=frozen_array(bonus * rollout.loss_mask, np.float32),
             )
             for rollout, credit, weight in zip(rollouts, credits, weights[: len(rollouts)], strict=True)
         ]
@@ -340,6 +343,8 @@ def _loss_metrics(sums: Mapping[str, float]) -> dict[str, float]:
     }
     if "distillation_sum" in sums:
         named["teacher_divergence"] = sums["distillation_sum"] / max(1.0, sums["distillation_tokens"])
+    if sums.get("bonus_tokens"):
+        named["policy_entropy"] = sums["bonus_entropy_sum"] / sums["bonus_tokens"]
     if "reference_k3_sum" in sums:
         named["kl_to_reference"] = sums["reference_k3_sum"] / max(1.0, sums["reference_sequences"])
     return named

@@ -6,7 +6,7 @@ Everything is linear in the length of the text.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"
@@ -38,17 +38,32 @@ def last_box(text: str) -> str | None:
     ('\\frac{1}{2}', '1')
     """
     window = text[-BOX_WINDOW:]
+    best = max(_boxes(window), default=None)
+    return None if best is None else window[best[0] : best[1]]
+
+
+def first_box(text: str) -> str | None:
+    r"""The content of the complete `\boxed{...}` that starts first; None without one.
+
+    >>> first_box(r"\boxed{1 or \boxed{2} or \boxed{3}")
+    '2'
+    """
+    window = text[:BOX_WINDOW]
+    best = min(_boxes(window), default=None)
+    return None if best is None else window[best[0] : best[1]]
+
+
+def _boxes(text: str) -> Iterator[tuple[int, int]]:
+    """Where the contents of complete boxes start and end."""
     opened: list[tuple[int, bool]] = []
-    best: tuple[int, int] | None = None
-    for match in _BRACES.finditer(window):
+    for match in _BRACES.finditer(text):
         token = match.group()
         if token == "}":
             start, is_box = opened.pop() if opened else (0, False)
-            if is_box and (best is None or start > best[0]):
-                best = (start, match.start())
+            if is_box:
+                yield start, match.start()
         elif token == "{" or len(token) > 2:
             opened.append((match.end(), token != "{"))
-    return None if best is None else window[best[0] : best[1]]
 
 
 def after_marker(text: str, markers: Sequence[str]) -> str | None:
