@@ -8,6 +8,7 @@ import pytest
 from meter_examples import decoder_subject
 
 from forkpoint.config.curriculum import Curriculum
+from forkpoint.config.divergence import Divergence
 from forkpoint.credit import branch, leave_one_out
 from forkpoint.errors import ForkpointError, StoreError
 from forkpoint.meter.cells import LearningCell, curve_of, missing, run_cell
@@ -88,6 +89,17 @@ def test_an_arm_may_choose_its_problems() -> None:
     steps = [_training(subject(), arm, RACE, Key.root(0))[0].unit(1)[0] for arm in (plain, picked)]
     assert "pass_rate_unfiltered" not in steps[0].metrics
     assert steps[1].metrics["selected_share"] == 0.5, "two of four candidates"
+
+
+def test_an_arm_may_be_held_near_its_start() -> None:
+    charge = Divergence(coefficient=0.5, kind="token_k2", where="uncredited")
+    held = replace(UNIFORM, name="anchored", divergence=charge)
+    assert cell(arm=held).asked["arm"]["divergence"]["where"] == "uncredited"
+    reference = _training(subject(), held, RACE, Key.root(0))[0].reference
+    assert reference is not None
+    assert reference.where == "uncredited"
+    last = learning_curve(subject(), held, RACE, seed=0).points[-1]
+    assert last.equivalents == pytest.approx(1.3 * last.generated_tokens), "the start reads every rollout once"
 
 
 def test_a_ratio_is_to_the_arm_that_is_named() -> None:
