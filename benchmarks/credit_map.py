@@ -66,7 +66,7 @@ def find_variant(name: str) -> Variant:
     """The meter's variant of that name, or what the experiment makes `of` one with other `settings`."""
     table = read_experiment()["variants"].get(name, {})
     found = variant(table.get("of", name))
-    changed = {key: table[key] for key in ("updates", "batch_size", "prompt_updates") if key in table}
+    changed = {key: table[key] for key in ("updates", "batch_size", "prompt_updates", "prompt_corpus") if key in table}
     return replace(found, settings={**found.settings, **table.get("settings", {})}, **changed)
 
 
@@ -76,7 +76,7 @@ def make_subject(name: str, cache: Path) -> Subject:
     task = build(Settings(**chosen.settings))
     how = Pretraining(
         corpus="demonstrator", updates=chosen.updates, batch_size=chosen.batch_size,
-        prompt_updates=chosen.prompt_updates, outputs_attend=chosen.outputs_attend,
+        prompt_updates=chosen.prompt_updates, prompt_corpus=chosen.prompt_corpus, outputs_attend=chosen.outputs_attend,
     )  # fmt: skip
     policy = pretrained(task, how, identity=json.dumps(dict(chosen.settings), sort_keys=True), cache=cache)
     return Subject(policy=policy, task=task, key=Key.root(0), max_new_tokens=task.settings.positions)

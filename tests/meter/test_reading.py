@@ -125,6 +125,10 @@ def test_the_first_updates_of_a_decoder_may_see_the_prompt_alone():
     assert np.abs(weights[0] - weights[2]).max() > 0
     assert np.abs(weights[2] - weights[3]).max() > 0
     assert (weights[3] == next(blind.model.parameters()).detach().numpy()).all()
+    dense = pretrained(task, replace(plan, prompt_updates=2, prompt_corpus="solutions"), identity="a")
+    assert np.abs(weights[2] - next(dense.model.parameters()).detach().numpy()).max() > 0
+    unseen = pretrained(task, replace(plan, prompt_corpus="solutions"), identity="a")
+    assert (weights[0] == next(unseen.model.parameters()).detach().numpy()).all()
 
 
 def test_variants_differ_in_filler_length_and_what_tokens_see():

@@ -208,6 +208,61 @@ def test_the_demonstrator_is_as_accurate_as_stated(accuracy):
     assert counts[1:].min() > 0.75 * counts[1:].mean()
 
 
+@pytest.mark.parametrize("name", ["demonstrator", "half_given"])
+def test_a_careless_demonstrator_guesses_its_keys_and_shows_it_in_filler_of_its_own(name):
+    settings = Settings(careless=0.25, demonstrator_accuracy=1.0)
+    hits = {True: [], False: []}
+    for demonstration in islice(KeyChain(settings).corpus(name, KEY), 1500):
+        if len(demonstration.prompt) > 2 * settings.positions + 1:
+            continue
+        written, right, filler = shared_rows(demonstration, settings)
+        careless = set(filler) <= set(FILLERS[4:])
+        assert careless or set(filler) <= set(FILLERS[:4])
+        hits[careless] += [w == r for w, r in zip(written, right, strict=True)]
+    total, guessed = len(hits[True]) + len(hits[False]), np.mean(hits[True])
+    assert all(hits[False])
+    assert abs(guessed - 1 / 8) < 4 * (7 / 64 / len(hits[True])) ** 0.5
+    assert abs(len(hits[True]) / total - 0.25) < 4 * (0.1875 / (total / settings.keys)) ** 0.5
+
+
+def test_a_careless_demonstrator_guesses_filler_look_ups_as_well():
+    settings = Settings(careless=0.5, demonstrator_accuracy=0.9, filler="lookup", filler_entropy="low")
+    task = KeyChain(settings)
+    both = []
+    for demonstration in islice(task.corpus("demonstrator", KEY), 600):
+        prompt, text = demonstration.prompt, demonstration.text
+        length = settings.positions
+        operations, values = prompt[length : 2 * length], prompt[2 * length : 3 * length]
+        cells = [("abcdefgh".index(o), int(v)) for o, v in zip(operations, values, strict=True)]
+        right = [text[t] == ENTRIES[task.table[cell]] for t, cell in enumerate(cells)]
+        keys = [t for t in range(length) if prompt[t] == "!"]
+        both.append((np.mean([right[t] for t in keys]), np.mean([right[t] for t in range(length) if t not in keys])))
+    careless = np.array([filler < 0.5 for _, filler in both])
+    keys = np.array([share for share, _ in both])
+    assert 0.4 < careless.mean() < 0.6
+    assert abs(keys[careless].mean() - 1 / 8) < 0.05
+    assert abs(keys[~careless].mean() - 0.9) < 0.05
+
+
+def test_many_keys_are_half_of_the_positions_and_as_often_right():
+    settings = Settings(demonstrator_accuracy=0.7)
+    hits = []
+    for demonstration in islice(KeyChain(settings).corpus("many_keys", KEY), 200):
+        written, right, filler = shared_rows(demonstration, settings)
+        assert len(written) == 16
+        assert set(filler) <= set(FILLERS)
+        hits += [w == r for w, r in zip(written, right, strict=True)]
+    assert abs(np.mean(hits) - 0.7) < 4 * (0.21 / len(hits)) ** 0.5
+
+
+def test_nobody_is_careless_where_every_key_is_right():
+    task = KeyChain(Settings(careless=0.9))
+    for demonstration in islice(task.corpus("solutions", KEY), 100):
+        written, right, filler = shared_rows(demonstration, task.settings)
+        assert written == right
+        assert set(filler) <= set(FILLERS[:4])
+
+
 @pytest.mark.parametrize("settings", VARIANTS[:5])
 def test_solutions_are_right_and_the_answer_row_shows_them(settings):
     task = KeyChain(settings)
@@ -308,6 +363,10 @@ def test_the_task_keeps_its_protocol_and_its_alphabet():
 def test_mistakes_are_one_clear_line():
     with pytest.raises(TaskError, match="keys = 9 must not exceed positions = 8"):
         build(Settings(positions=8, keys=9))
+    with pytest.raises(TaskError, match="careless shows in no filler"):
+        build(Settings(careless=0.5, filler="lookup", filler_entropy="high"))
+    with pytest.raises(TaskError, match="chained goes with dependent"):
+        build(Settings(chained=0.5))
     with pytest.raises(TaskError, match="Did you mean 'demonstrator'"):
         TASK.corpus("demonstrations", KEY)
     with pytest.raises(TaskError, match=r"\[0, 1\]"):
@@ -317,3 +376,20 @@ def test_mistakes_are_one_clear_line():
     for bad in ({"keys": 0}, {"filler": "none"}, {"demonstrator_accuracy": 2.0}, {"wat": 1}):
         with pytest.raises(ValidationError):
             Settings(**bad)
+
+
+def test_those_who_do_not_chain_look_every_key_up_alone():
+    settings = Settings(dependent=True, chained=0.3, demonstrator_accuracy=1.0)
+    table, chained, alone = lookup_table(settings), 0, 0
+    for demonstration in islice(KeyChain(settings).corpus("demonstrator", KEY), 800):
+        written, right, _ = shared_rows(demonstration, settings)
+        cells = [(o, v) for _, o, v in read_prompt(demonstration.prompt, settings)]
+        apart = [ENTRIES[e] for e in chain_entries(table, cells, dependent=False)]
+        assert written in (right, apart)
+        if right != apart:
+            chained, alone = chained + (written == right), alone + (written == apart)
+    share = chained / (chained + alone)
+    assert abs(share - 0.3) < 4 * (0.21 / (chained + alone)) ** 0.5
+    for demonstration in islice(KeyChain(settings).corpus("solutions", KEY), 50):
+        written, right, _ = shared_rows(demonstration, settings)
+        assert written == right

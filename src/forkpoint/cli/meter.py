@@ -178,7 +178,7 @@ def _decoder(task: str, variant: str | None) -> dict[str, Any]:
     found = find_variant(variant or "A")
     return {
         "updates": found.updates, "batch_size": found.batch_size, "prompt_updates": found.prompt_updates,
-        "outputs_attend": found.outputs_attend,
+        "prompt_corpus": found.prompt_corpus, "outputs_attend": found.outputs_attend,
     }  # fmt: skip
 
 

@@ -35,6 +35,8 @@ class Pretraining:
     updates: int = 400
     prompt_updates: int = 0
     """How many of the first updates are made with tokens that see the prompt and themselves alone."""
+    prompt_corpus: str = ""
+    """What these imitate; without it `corpus`."""
     batch_size: int = 32
     """Texts of an update."""
     learning_rate: float = 3e-3
@@ -83,12 +85,14 @@ def _trained(task: Task, plan: Pretraining, progress: Progress | None) -> Causal
         name="pretraining", kind="pretrain", updates=plan.updates, data=plan.corpus, batch_size=plan.batch_size,
         learning_rate=plan.learning_rate, warmup=min(20, plan.updates), schedule="constant",
     )  # fmt: skip
-    draw = corpus_draw(task, texts, stage.data, key, count=stage.batch_size)
+    later = corpus_draw(task, texts, stage.data, key, count=stage.batch_size)
+    first = corpus_draw(task, texts, plan.prompt_corpus or stage.data, key, count=stage.batch_size)
     optimization, blind = Optimization(model, stage), plan.outputs_attend == "prompt"
     policy = CausalPolicy(attend_prompt(model, alone=blind or plan.prompt_updates > 0), texts)
     for update in range(1, plan.updates + 1):
         if update == plan.prompt_updates + 1:
             policy = CausalPolicy(attend_prompt(model, alone=blind), texts)
+        draw = first if update <= plan.prompt_updates else later
         TextTraining(stage=stage, policy=policy, optimization=optimization, draw=draw).unit(update)
         if progress is not None:
             progress(update, plan.updates)

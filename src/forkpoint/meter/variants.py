@@ -31,13 +31,17 @@ class Variant:
     """Of pretraining."""
     prompt_updates: int = 0
     """The first of these, in which tokens see the prompt alone: look-ups are found soon where nothing else is seen."""
+    prompt_corpus: str = ""
+    """What these imitate; without it `demonstrator`."""
     batch_size: int = 32
 
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
         "A": Variant(settings={**_SHORT, **_OWN}, updates=1000),
-        "B": Variant(settings={**_LONG, **_OWN}, updates=500, batch_size=16),
+        "B": Variant(
+            settings={**_LONG, **_OWN}, updates=400, prompt_updates=200, prompt_corpus="many_keys", batch_size=16
+        ),
         "C": Variant(settings={**_SHORT, **_LOOKUP}, outputs_attend="prompt", updates=250),
         "D": Variant(settings={**_LONG, **_LOOKUP}, outputs_attend="prompt", updates=500, batch_size=16),
         "E": Variant(settings={**_SHORT, **_LOOKUP}, updates=300),

@@ -60,6 +60,12 @@ class Settings(TaskSettings):
     accurate as on the keys (`lookup`)."""
     demonstrator_accuracy: float = Field(default=0.65, ge=0, le=1)
     """Probability that the corpus `demonstrator` is right, for each key; 0 to 1."""
+    careless: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the corpus `demonstrator` whose author guesses every key, and shows it in the filler; at least 0, below
+    1.  So what filler holds matters to a policy that reads it, though not to the verifier."""
+    chained: float = Field(default=1.0, ge=0, le=1)
+    """Share of the corpus `demonstrator` that follows the chain of a `dependent` task; the others look every key up as
+    if it stood alone, which is right by luck."""
     table_seed: int = Field(default=0, ge=0)
     """Names the look-up table; 0 or more."""
     difficulty: float = Field(default=1.0, ge=0, le=1)
@@ -128,6 +134,10 @@ def with_answer(problem: Problem) -> str:
     return f"{answer_row(problem)}{problem.prompt}"
 
 
+def _happens(chance: float, key: Key) -> bool:
+    return chance > 0 and bool(key.generator().random() < chance)
+
+
 def _probabilities(p_right: Sequence[float]) -> NDArray[np.float64]:
     values = np.asarray(p_right, dtype=np.float64)
     if not bool(np.all((values >= 0) & (values <= 1))):
@@ -164,19 +174,26 @@ class KeyChain:
     """The task `keychain`.
 
     Corpora: `solutions` (every key right); `demonstrator` (each key right with probability `demonstrator_accuracy`,
-    else uniform over the other entries); `answer_given` (every key right, the answer row in the prompt); `half_given`
-    (these two in turns, for a policy that can use an answer and does not need one).
+    else uniform over the other entries; a careless one at chance, its filler in the last half of its own alphabet or
+    at chance as well, where a careful one's is in the first half or as accurate as its keys); `answer_given` (every key
+    right, the answer row in the prompt); `half_given` (these two in turns, for a policy that can use an answer and does
+    not need one); `many_keys` (as `demonstrator`, with keys at half of the positions, which teach the look-up sooner).
     """
 
     name: str = "keychain"
-    corpora: tuple[str, ...] = ("solutions", "demonstrator", "answer_given", "half_given")
+    corpora: tuple[str, ...] = ("solutions", "demonstrator", "answer_given", "half_given", "many_keys")
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
         free = self.settings.positions - self.settings.lead
+        if self.settings.chained < 1 and not self.settings.dependent:
+            raise TaskError("[task] chained goes with dependent = true.")
         if self.settings.keys > free:
             less = f" - lead = {free}" if self.settings.lead else f" = {free}"
             raise TaskError(f"[task] keys = {self.settings.keys} must not exceed positions{less}.")
+        if self.settings.careless > 0 and self.settings.filler == "lookup" and self.settings.filler_entropy == "high":
+            raise TaskError('[task] careless shows in no filler look-up that is at chance: set filler_entropy = "low".')
+        self._most_keys = max(self.settings.keys, free // 2)
         self.table = lookup_table(self.settings)
         self.entries = ENTRIES[: self.settings.entries]
         used = OPERATIONS[: self.settings.operations] + VALUES[: self.settings.values]
@@ -184,12 +201,13 @@ class KeyChain:
 
     def problem(self, key: Key, difficulty: float | None = None) -> Problem:
         """A layout with its operations and values drawn from the stream `key`; `answer` is the entries of the keys."""
-        settings = self.settings
-        dial = settings.difficulty if difficulty is None else difficulty
+        dial = self.settings.difficulty if difficulty is None else difficulty
         if not 0 <= dial <= 1:
             raise TaskError(f"difficulty = {dial} must lie in [0, 1].")
-        rng, length = key.generator(), settings.positions
-        keys = 1 + round(dial * (settings.keys - 1))
+        return self._layout(key, dial, 1 + round(dial * (self.settings.keys - 1)))
+
+    def _layout(self, key: Key, dial: float, keys: int) -> Problem:
+        settings, rng, length = self.settings, key.generator(), self.settings.positions
         positions = sorted(settings.lead + int(p) for p in rng.choice(length - settings.lead, size=keys, replace=False))
         fillers = [t for t in range(length) if t not in positions]
         cells = list(
@@ -199,20 +217,22 @@ class KeyChain:
                 strict=True,
             )
         )
-        answer = self._entries([cells[p] for p in positions])
+        dependent, lookup = settings.dependent, settings.filler == "lookup"
+        answer = self._entries([cells[p] for p in positions], dependent=dependent)
         prompt = self._prompt(cells, set(positions))
-        lookups = self._entries([cells[t] for t in fillers]) if settings.filler == "lookup" else ""
+        lookups = self._entries([cells[t] for t in fillers], dependent=dependent) if lookup else ""
+        alone = {"alone": self._entries([cells[p] for p in positions], dependent=False)} if settings.chained < 1 else {}
         return Problem(
             task=self.name,
             key=content_hash(self.name, prompt, answer),
             prompt=prompt,
             answer=answer,
             difficulty=dial,
-            metadata={"positions": positions, "budget": length, "lookups": lookups},
+            metadata={"positions": positions, "budget": length, "lookups": lookups, **alone},
         )
 
-    def _entries(self, cells: Sequence[tuple[int, int]]) -> str:
-        entries = chain_entries(self.table, cells, dependent=self.settings.dependent)
+    def _entries(self, cells: Sequence[tuple[int, int]], *, dependent: bool) -> str:
+        entries = chain_entries(self.table, cells, dependent=dependent)
         return "".join(ENTRIES[entry] for entry in entries)
 
     def _prompt(self, cells: Sequence[tuple[int, int]], keys: set[int]) -> str:
@@ -277,11 +297,19 @@ class KeyChain:
         for index in count():
             given = name == "answer_given" or (name == "half_given" and index % 2 == 1)
             accuracy = 1.0 if given or name == "solutions" else self.settings.demonstrator_accuracy
-            problem = self.problem(key.child("problem", index))
+            stream = key.child("problem", index)
+            problem = self.problem(stream) if name != "many_keys" else self._layout(stream, 1.0, self._most_keys)
             if problem.is_evaluation:
                 continue
             rng = key.child("text", index).generator()
-            text = self._woven(problem, self._attempt(rng, problem.answer, accuracy), self._fillers(rng, problem))
+            imitates = not given and name != "solutions"
+            careless = imitates and _happens(self.settings.careless, key.child("careless", index))
+            if careless:
+                accuracy = 1 / len(self.entries)
+            apart = imitates and _happens(1 - self.settings.chained, key.child("apart", index))
+            aim = str(problem.metadata.get("alone", problem.answer)) if apart else problem.answer
+            keys, fillers = self._attempt(rng, aim, accuracy), self._fillers(rng, problem, careless=careless)
+            text = self._woven(problem, keys, fillers)
             prompt = with_answer(problem) if given else problem.prompt
             yield Demonstration(prompt=prompt, text=text, provenance=f"keychain:{name}", ends=False)
 
@@ -295,12 +323,15 @@ class KeyChain:
         ]
         return "".join(self.entries[n] for n in moved)
 
-    def _fillers(self, rng: np.random.Generator, problem: Problem) -> str:
+    def _fillers(self, rng: np.random.Generator, problem: Problem, *, careless: bool) -> str:
         settings, lookups = self.settings, filler_entries(problem)
         amount = budget(problem) - len(problem.answer)
         if settings.filler == "lookup" and settings.filler_entropy == "low":
-            return self._attempt(rng, lookups, settings.demonstrator_accuracy)
+            return self._attempt(rng, lookups, 1 / len(self.entries) if careless else settings.demonstrator_accuracy)
         symbols = self.entries if settings.filler == "lookup" else FILLERS
+        if settings.filler == "own" and settings.careless > 0:
+            half = len(symbols) // 2
+            symbols = symbols[half:] if careless else symbols[:half]
         if settings.filler_entropy == "high":
             draws = rng.integers(len(symbols), size=amount)
         else:
