@@ -36,7 +36,7 @@ from forkpoint.config.load import load_recipe
 from forkpoint.config.recipe import Recipe, parent
 from forkpoint.files import make_folder, write_text_atomic
 from forkpoint.report.arms import final_evaluation
-from forkpoint.store import RunReader, latest_checkpoint, stage_folder
+from forkpoint.store import EvaluationArrays, RunReader, latest_checkpoint, stage_folder
 
 CELLS = Path(__file__).parent / "cells"
 ENTRY = "from forkpoint.cli.main import main; main()"
@@ -155,6 +155,7 @@ def stage_result(reader: RunReader, recipe: Recipe, name: str) -> dict[str, Any]
         "updates": recipe.get_stage(name).updates,
         "correct": int((found[1].correct == 1).sum()) if found else None,
         "problems": len(found[1].correct) if found else None,
+        "tries": solved_of(found[1]) if found and found[1].index.any() else None,
         "curve": curve,
         "sampled_tokens": int(sampled),
         "trained_tokens": int(trained),
@@ -162,6 +163,13 @@ def stage_result(reader: RunReader, recipe: Recipe, name: str) -> dict[str, Any]
         "grad_norm": float(np.median(metric["grad_norm"])) if len(metric["grad_norm"]) else None,
         "seconds": round(float(metric["seconds"].sum()), 1),
     }
+
+
+def solved_of(evaluation: EvaluationArrays) -> list[list[int]]:
+    """Samples and correct ones of each problem, by its key, so that those of two stages pair up."""
+    _, place = np.unique(evaluation.problem_keys, return_inverse=True)
+    correct = np.bincount(place, weights=evaluation.correct)
+    return [np.bincount(place).tolist(), correct.astype(int).tolist()]
 
 
 def count_parameters(folder: Path) -> int:

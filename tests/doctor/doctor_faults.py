@@ -304,8 +304,13 @@ def mean_of_means(loop: Loop) -> Subject:
         sums = {}
         for part in parts:
             own = sum(int(row.loss_mask.sum()) for row in part)
-            factor = total / own / len(parts)
-            scaled = [replace(row, policy_weights=row.policy_weights * np.float32(factor)) for row in part]
+            factor = np.float32(total / own / len(parts))
+            scaled = [
+                replace(
+                    row, policy_weights=row.policy_weights * factor, imitation_weights=row.imitation_weights * factor
+                )
+                for row in part
+            ]
             sums = accumulate(policy, scaled, objective, max_tokens=max_tokens)
         return sums
 

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 from doctor_examples import healthy_loop, subject_of, tried
+from doctor_faults import mean_of_means
 from tiny_runs import BASE
 
+from forkpoint.batching import pad_rows
 from forkpoint.doctor import forecast, verdicts
 from forkpoint.doctor.agreement import allowed_gap, sampled, token_places, uniform_chance
 from forkpoint.doctor.canaries import FIXED, Judgement, Trial, canaries, written
 from forkpoint.doctor.credits import FORMULAS
-from forkpoint.doctor.gradients import gradient_rows, terms
+from forkpoint.doctor.gradients import SINGLE_BOUND, doubt, gradient_invariance, gradient_rows, terms
 from forkpoint.doctor.records import policy_tokens
 from forkpoint.records import Outcome, Problem, Span, SpanKind, Verdict
 from forkpoint.seeds import Key
@@ -170,3 +172,28 @@ def test_terms_and_rows_of_a_subject():
     assert [bool(row.advantages[0] > 0) for row in rows[:4]] == [True, False, True, False]
     texts = subject_of(healthy_loop(stage="base", kind=(BASE,)))
     assert list(terms(texts)) == ["imitation"]
+
+
+def test_a_policy_that_knows_its_texts_by_heart_is_not_accused_of_rounding():
+    loop = healthy_loop(kind=(BASE,), stage="base")
+    subject = subject_of(loop)
+    rows, _ = gradient_rows(subject)
+    assert gradient_invariance(subject).bound == SINGLE_BOUND
+    optimizer = torch.optim.Adam(loop.policy.model.parameters(), lr=1e-2)
+    for _ in range(100):
+        optimizer.zero_grad()
+        subject.accumulate(loop.policy, rows, subject.objective, max_tokens=1 << 40)
+        optimizer.step()
+    optimizer.zero_grad()
+    batches = [pad_rows([row], [0]) for row in rows]
+    with torch.no_grad():
+        found = [loop.policy.logprobs(batch)[0][batch.loss_mask].exp() for batch in batches]
+    by_hand = float((1 - torch.cat(found).double()).square().mean().sqrt())
+    assert doubt(subject, rows) == pytest.approx(by_hand, rel=1e-3)
+    sound = gradient_invariance(subject)
+    assert sound.ok
+    assert sound.bound == pytest.approx(2 * 2**-23 / by_hand, rel=1e-2)
+    assert sound.bound > 2 * SINGLE_BOUND
+    wrong = gradient_invariance(replace(subject, accumulate=mean_of_means(loop).accumulate))
+    assert not wrong.ok
+    assert wrong.value > 1e-2
