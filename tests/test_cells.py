@@ -1,11 +1,14 @@
 """The runner of experiment cells: skips what is done, goes on where it stopped, and its table by hand."""
 
+import importlib
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,3 +102,25 @@ def test_table_by_hand(cells: ModuleType) -> None:
     assert (base["petaflops"], child["petaflops"]) == (2.0, 3.0)
     assert base["minus a"] is None
     assert child["minus a"]["mean"] == pytest.approx(0.1)
+
+
+def test_solvable_sets_by_hand(cells: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.delitem(sys.modules, "solvable", raising=False)
+    solvable = importlib.import_module("solvable")
+    stages = [
+        {"stage": "able", "tries": [[64] * 3, [64, 64, 64]]},
+        {"stage": "base", "tries": [[64] * 3, [0, 1, 32]]},
+        {"stage": "rl", "tries": [[64] * 3, [64, 0, 64]]},
+    ]
+    base, rl = solvable.rows_of([{"arm": "rarely", "seed": 0, "stages": stages}])
+    assert (base["stage"], base["gained"], base["lost"]) == ("base", 0, 0)
+    assert (rl["gained"], rl["lost"], rl["p"]) == (1, 1, 1.0)
+    assert base["pass@1"]["mean"] == pytest.approx((1 / 64 + 1 / 2) / 3)
+    assert base["pass@8"]["mean"] == pytest.approx((8 / 64 + 1 - math.comb(32, 8) / math.comb(64, 8)) / 3)
+    assert base["pass@64"]["mean"] == rl["pass@64"]["mean"] == pytest.approx(2 / 3)
+
+
+def test_the_samples_of_each_problem_are_kept_in_order_of_its_key(cells: ModuleType) -> None:
+    found = SimpleNamespace(problem_keys=("b", "b", "a", "a", "a"), correct=np.array([True, False, True, True, False]))
+    assert cells.solved_of(found) == [[3, 2], [2, 1]]
