@@ -93,10 +93,13 @@ def make_cell(asked: Asked, experiment: Mapping[str, Any], cache: Path) -> Learn
         divergence=Divergence(**settings["divergence"]) if "divergence" in settings else None,
     )  # fmt: skip
     how = f"{chosen.outputs_attend}, {chosen.updates} updates of {chosen.batch_size}"
+    if chosen.prompt_updates:
+        of = f" and of {chosen.prompt_corpus}" if chosen.prompt_corpus else ""
+        how += f", {chosen.prompt_updates} of them seeing the prompt alone{of}"
     return LearningCell(
         make=partial(make_subject, asked.variant, cache),
         task={"name": "keychain", **chosen.settings},
-        policy=how + (f", {chosen.prompt_updates} of them seeing the prompt alone" if chosen.prompt_updates else ""),
+        policy=how,
         arm=arm, race=Race(**experiment["variants"][asked.variant].get("race", {})), seed=asked.seed,
     )  # fmt: skip
 

@@ -28,7 +28,7 @@ from forkpoint.meter.subject import Rule
 from forkpoint.meter.truth import Tier
 
 CELLS = credit_map.HERE / "cells" / "readings"
-VARIANTS = ("A", "B", "C", "D", "E", "F")
+VARIANTS = ("A", "B", "C", "D", "E", "F", "G", "H")
 RULES: dict[str, dict[str, Any]] = {
     UNIFORM: {},
     "counterfactual": {"alternatives": 2},
@@ -88,7 +88,7 @@ def _shown(measured: dict[str, Any] | None) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "table"])
-    parser.add_argument("--variants", help="names with commas between; default: A to F")
+    parser.add_argument("--variants", help="names with commas between; default: A to H")
     parser.add_argument("--cache", type=Path, default=Path("runs/decoders"), help="where pretrained decoders lie")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()

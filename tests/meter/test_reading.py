@@ -139,5 +139,5 @@ def test_variants_differ_in_filler_length_and_what_tokens_see():
         assert variant(blind).settings == variant(usual).settings
     for found in VARIANTS.values():
         KeyChain(Settings(**found.settings))
-    with pytest.raises(ForkpointError, match="Known: A, B, C, D, E, F"):
-        variant("G")
+    with pytest.raises(ForkpointError, match="Known: A, B, C, D, E, F, G, H"):
+        variant("I")

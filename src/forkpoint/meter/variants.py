@@ -1,7 +1,7 @@
-"""The variants A to F of `keychain`: short and long, filler of its own alphabet or a look-up like the keys.
+"""The variants A to H of `keychain`: short and long, filler of its own alphabet or a look-up like the keys.
 
-The look-up tables are small (32 cells in short chains, 8 in long ones), so that a few hundred updates teach them; the
-demonstrator is right so often that a policy which imitates it well solves 13 to 15 %.  That was seen of A, C, D and E.
+The look-up tables are small (32 cells in short chains, 8 in long ones and in G and H), so that a few hundred updates
+teach them; the demonstrator is right so often that a policy which imitates it well solves 13 to 15 % (H: 4 to 7).
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ _SHORT = {**_LARGE, "positions": 32, "keys": 4, "demonstrator_accuracy": 0.62}
 _LONG = {**_SMALL, "positions": 128, "keys": 6, "demonstrator_accuracy": 0.72}
 _OWN = {"filler": "own"}
 _LOOKUP = {"filler": "lookup", "filler_entropy": "low"}
+_MOODS = {**_SHORT, **_SMALL, "demonstrator_accuracy": 0.72, "careless": 0.5}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +47,12 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
         "D": Variant(settings={**_LONG, **_LOOKUP}, outputs_attend="prompt", updates=500, batch_size=16),
         "E": Variant(settings={**_SHORT, **_LOOKUP}, updates=300),
         "F": Variant(settings={**_LONG, **_LOOKUP}, updates=400, prompt_updates=200, batch_size=16),
+        "G": Variant(settings={**_MOODS, **_OWN}, updates=600, prompt_updates=200, prompt_corpus="many_keys"),
+        "H": Variant(settings={**_MOODS, **_LOOKUP}, updates=800, prompt_updates=150),
     }
 )
-"""A and B: filler has its own alphabet.  C to F: it is a look-up like the keys.  In C and D tokens
-see the prompt alone."""
+"""A, B and G: filler has its own alphabet.  The others: it is a look-up like the keys.  In C and D tokens see the
+prompt alone.  In G and H half of the demonstrators guess and show it, so that filler foretells the keys."""
 
 
 def variant(name: str) -> Variant:
