@@ -1,7 +1,7 @@
 """The variants A to H of `keychain`: short and long, filler of its own alphabet or a look-up like the keys.
 
 The look-up tables are small (32 cells in short chains, 8 in long ones and in G and H), so that a few hundred updates
-teach them; the demonstrator is right so often that a policy which imitates it well solves 13 to 15 % (H: 4 to 7).
+teach them; the demonstrator is right so often that a policy which imitates it well solves 13 to 15 % (B: 9, H: 4 to 7).
 """
 
 from collections.abc import Mapping
