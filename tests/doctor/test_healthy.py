@@ -92,6 +92,11 @@ SHORT_RECIPES = {"backtrack": "rlvr", "lab-rl": "reinforce-early"}
 CHOSEN = sorted(path.stem for path in RECIPES.glob("*.toml")) if LONG else sorted(SHORT_RECIPES)
 
 
+def meant_to_stand_still(recipe, stage):
+    """Stages that only ask what a policy earns: their rate moves no weight, and the doctor says so."""
+    return recipe.get_stage(stage).learning_rate <= 1e-12
+
+
 @pytest.mark.parametrize("name", CHOSEN)
 def test_no_check_of_a_shipped_recipe_is_sick(name):
     recipe = load_recipe(RECIPES / f"{name}.toml")
@@ -101,6 +106,7 @@ def test_no_check_of_a_shipped_recipe_is_sick(name):
         for each in examine_recipe(recipe, RECIPES, Path("nowhere"), stage=stage)
         for check in each.checks
         if check.status == "sick"
+        and not (check.name == "weights reached the sampler" and meant_to_stand_still(recipe, each.stage))
     ]
     assert sick == []
 
