@@ -15,7 +15,7 @@ from forkpoint.doctor.subject import Subject, drawn_groups
 from forkpoint.policies.causal import MAX_LOGITS, CausalPolicy
 from forkpoint.policies.protocol import Policy
 from forkpoint.policies.tabular import OFFSET, TabularPolicy
-from forkpoint.records import Rollout
+from forkpoint.records import Rollout, Severity
 from forkpoint.training.rl import RLTraining
 
 SINGLE_GAP, HALF_GAP = 1e-4, 0.5
@@ -25,6 +25,8 @@ CHANCE = 1e-6
 TAILS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 MOST_TOKENS = 4096
 """Tokens whose whole distributions are looked at."""
+STILL = 1e-9
+"""Learning rate up to which steps move no log-probability in single precision; stages that only measure have such."""
 STEPS = 20
 """Most steps of a throw-away policy until its log-probabilities have moved."""
 
@@ -215,6 +217,7 @@ def weights_reach_sampler(subject: Subject) -> Check:
         remedy="The optimizer changes nothing: look at the learning rate and at what is trained."
         if unmoved
         else "New weights must be in the sampler before the next rollout.",
+        severity=Severity.WARNING if unmoved and subject.loop.stage.learning_rate <= STILL else Severity.CRITICAL,
     )
 
 
