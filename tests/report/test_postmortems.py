@@ -111,7 +111,7 @@ def test_verified_fixes_come_first_and_the_rest_is_counted(tmp_path):
     assert f"{MAX_POSTMORTEMS} of {number} are shown" in page
 
 
-@pytest.mark.parametrize("text", ["<script>alert(1)</script>", "\u202eabc\ud800", "</pre><b>", "{{ 7 * 7 }}"])
+@pytest.mark.parametrize("text", ["<script>alert(1)</script>", "\u202eabc\ud800", "</pre><b>", "{{ 7919 * 7907 }}"])
 def test_texts_of_models_are_only_texts(tmp_path, text):
     edit = make_edit("r0", EditKind.FIX, 2, 3, text, text)
     found = accepted(edit, reason=text, accepted=False)
@@ -122,4 +122,6 @@ def test_texts_of_models_are_only_texts(tmp_path, text):
     assert "<script" not in body
     assert "<b>&" not in body
     assert "\u202e" not in body
-    assert "{{ 7 * 7 }}" in body if "7" in text else "49" not in body.split("Health")[0]
+    assert "62615533" not in body
+    if "{{" in text:
+        assert text in body
