@@ -90,6 +90,21 @@ def test_options_hold_the_answer_once_and_are_read_by_the_audit():
     assert np.abs(np.bincount(places, minlength=4) - 50).max() < 25
 
 
+def test_a_leak_puts_the_right_option_first_and_changes_nothing_else():
+    def asked(leak):
+        task = Quiz(Settings(open_share=0.5, options=4, leak=leak))
+        return [task.problem(KEY.child(index)) for index in range(400)]
+
+    none, half, full = asked(0.0), asked(0.5), asked(1.0)
+    for plain, led in zip(none, full, strict=True):
+        left, right = list(options_of(plain).values()), list(options_of(led).values())
+        assert right == [value_of(plain)] * bool(left) + [value for value in left if value != value_of(plain)]
+        assert list(options(str(led.prompt)).values()) == [str(value) for value in right]
+        assert (led.answer, led.metadata["chain"]) == (plain.answer, plain.metadata["chain"])
+    first = [next(iter(known.values())) == value_of(led) for led in half if (known := options_of(led))]
+    assert abs(np.mean(first) - (0.5 + 0.5 / 4)) < 4 * np.sqrt(0.625 * 0.375 / len(first))
+
+
 def test_the_share_of_open_questions():
     task = Quiz(Settings(open_share=0.25))
     share = np.mean([not options_of(task.problem(KEY.child(index))) for index in range(400)])

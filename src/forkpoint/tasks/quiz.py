@@ -43,6 +43,8 @@ class Settings(TaskSettings):
     """Options of a question that has some, 2 to 5."""
     open_share: float = Field(default=1.0, ge=0, le=1)
     """Share of the questions without options."""
+    leak: float = Field(default=0.0, ge=0, le=1)
+    """Share of the questions with options whose right one stands first: a cue that other questions lack."""
     slip: float = Field(default=0.2, ge=0, le=1)
     """Probability that a step of the corpus `noisy` is wrong; 0 to 1."""
     declines: float = Field(default=0.0, ge=0, le=1)
@@ -105,6 +107,8 @@ class Quiz:
         near = [value for value in range(self.settings.max_value + 1) if value != right]
         shown = [right, *(int(value) for value in draw.choice(near, self.settings.options - 1, replace=False))]
         shown = [shown[place] for place in draw.permutation(len(shown)).tolist()]
+        if key.child("leak").generator().random() < self.settings.leak:
+            shown.sort(key=lambda value: value != right)
         lines = "".join(f"{letter}) {value}\n" for letter, value in zip(LETTERS, shown, strict=False))
         prompt += lines
         return replace(
