@@ -88,8 +88,7 @@ def test_every_recipe_can_be_run(path: Path, tmp_path: Path) -> None:
 
 def test_every_audit_has_a_patient_with_doses_and_a_healthy_twin(panel: ModuleType) -> None:
     read = panel.read_panel(panel.EXPERIMENT)
-    # What carries over shows in evaluations on other tasks, which no patient has.
-    assert set(read.patients) == set(AUDITS) - {"transfer"}
+    assert set(read.patients) == set(AUDITS)
     for audit, path in read.patients.items():
         stages = {stage.name: stage for stage in load_recipe(path).stage}
         made_here = set(read.temperatures) if audit == "mismatch" else set()
@@ -97,7 +96,7 @@ def test_every_audit_has_a_patient_with_doses_and_a_healthy_twin(panel: ModuleTy
         assert parent(stages[read.base]) is None
         assert parent(stages["healthy"]) == read.base
     cells = read.cells()
-    assert len(cells) == len(read.patients) * len(read.seeds) == 60
+    assert len(cells) == len(read.patients) * len(read.seeds) == 66
     assert not {cell.place for cell in cells} & {cell.place for cell in read.cells(tuning=True)}
 
 
@@ -132,7 +131,7 @@ def test_a_share_of_few_tokens_is_graded_again(panel: ModuleType, tmp_path: Path
     ("line", "wrong", "message"),
     [
         ('coverage = "coverage.toml"', 'covrage = "coverage.toml"', "Did you mean 'coverage'"),
-        ("tuning = [100]", "tuning = [5]", "share a seed"),
+        ("tuning = [100, ", "tuning = [5, ", "share a seed"),
     ],
 )
 def test_a_mistaken_panel_is_refused(panel: ModuleType, tmp_path: Path, line: str, wrong: str, message: str) -> None:
