@@ -31,9 +31,12 @@ CELLS = credit_map.HERE / "cells" / "readings"
 VARIANTS = ("A", "B", "C", "D", "E", "F", "G", "H")
 RULES: dict[str, dict[str, Any]] = {
     UNIFORM: {},
+    "group_mean_std": {},
     "counterfactual": {"alternatives": 2},
     "critic": {},
     "branch": {"cuts": "every:16", "continuations": 1},
+    "tree": {"cuts": "every:16", "continuations": 1},
+    "state_group": {},
     "privileged": {},
 }
 """With their options.  `privileged` is uniform where its gate stays shut: these decoders were told no answers."""

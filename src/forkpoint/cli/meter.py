@@ -109,7 +109,8 @@ def meter(
         Credit rules with commas between: names of a recipe's `credit.rule`, or `package.module:function`.
     variant
         Of keychain: A (32 tokens, filler of its own), B (128), C and D (filler is a look-up too, and tokens see the
-        prompt alone), E and F (the same in a usual decoder).  Default A.
+        prompt alone), E and F (the same in a usual decoder), G and H (demonstrators that guess show it in their
+        filler).  Default A.
     set_
         key=value: a setting of the task; may be repeated.
     option
