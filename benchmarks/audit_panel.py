@@ -64,7 +64,7 @@ class Panel:
     controls: tuple[str, ...]
     cures: tuple[str, ...]
     patients: Mapping[str, Path]
-    """The recipe of each audit."""
+    """The recipe of each patient: named after its audit, a second one with a suffix (`exploration-grown`)."""
     temperatures: Mapping[str, float]
     """The sampler's, for each dose of the patient of `mismatch`."""
     tuning: tuple[int, ...]
@@ -75,14 +75,20 @@ class Panel:
     def cells(self, *, tuning: bool = False) -> list[Cell]:
         """Seed by seed."""
         return [
-            Cell(experiment="audit-panel", recipe=recipe, arm=audit, overrides=("doctor.before=false",), seed=seed)
+            Cell(experiment="audit-panel", recipe=recipe, arm=patient, overrides=("doctor.before=false",), seed=seed)
             for seed in (self.tuning if tuning else self.seeds)
-            for audit, recipe in self.patients.items()
+            for patient, recipe in self.patients.items()
         ]
 
-    def audits(self, stage: str, audit: str) -> tuple[str, ...]:
-        """Those that a stage of the patient of an audit is read by."""
-        return tuple(name for name in AUDITS if stage in self.controls or name == audit or not asks_models(name))
+    def audits(self, stage: str, patient: str) -> tuple[str, ...]:
+        """Those that a stage of a patient is read by."""
+        own = audit_of(patient)
+        return tuple(name for name in AUDITS if stage in self.controls or name == own or not asks_models(name))
+
+
+def audit_of(patient: str) -> str:
+    """The audit that is to find a patient."""
+    return patient.partition("-")[0]
 
 
 def read_panel(path: Path, *, recipes: Path = RECIPES) -> Panel:
@@ -92,13 +98,13 @@ def read_panel(path: Path, *, recipes: Path = RECIPES) -> Panel:
         ForkpointError: it names an audit that there is not, or a seed that is both for tuning and reported.
     """
     table = tomllib.loads(path.read_text(encoding="utf-8"))
-    for audit in table["patients"]:
+    for audit in map(audit_of, table["patients"]):
         if audit not in AUDITS:
             raise ForkpointError(unknown_name(f"{path.name}: [patients]", audit, AUDITS))
     if set(table["tuning"]) & set(table["seeds"]):
         raise ForkpointError(f"{path.name}: tuning = {table['tuning']} and seeds = {table['seeds']} share a seed.")
     lists = {name: tuple(table[name]) for name in ("doses", "controls", "cures", "tuning", "seeds")}
-    patients = {audit: recipes / name for audit, name in table["patients"].items()}
+    patients = {patient: recipes / name for patient, name in table["patients"].items()}
     maps = {"temperatures": table["temperatures"], "differing": table.get("differing", {})}
     return Panel(base=table["base"], patients=patients, **maps, **lists)
 
@@ -288,20 +294,17 @@ def counted(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def table_rows(panel: Panel, documents: Documents) -> list[dict[str, Any]]:
-    """One row for each audit: its patients by dose, after a cure, and all healthy runs."""
+    """One row for each patient, by dose and after a cure; with the first of an audit all healthy runs."""
     rows = []
-    for audit in panel.patients:
-        mine = [cell["stages"] for cell in documents if cell["patient"] == audit]
-        row: dict[str, Any] = {"audit": audit}
+    for patient in panel.patients:
+        audit = audit_of(patient)
+        mine = [cell["stages"] for cell in documents if cell["patient"] == patient]
+        row: dict[str, Any] = {"audit": patient}
         for stage in (*panel.doses, *panel.cures):
             row[stage] = counted([stages[stage][audit] for stages in mine if stage in stages])
-        healthy = [
-            stages[stage][audit]
-            for stages in (cell["stages"] for cell in documents)
-            for stage in panel.controls
-            # Cells from before an audit was made know nothing of it.
-            if audit in stages.get(stage, {})
-        ]
+        healthy = [cell["stages"].get(stage, {}) for cell in documents for stage in panel.controls]
+        # Cells from before an audit was made know nothing of it.
+        healthy = [found[audit] for found in healthy if audit in found and patient == audit]
         rows.append(row | {"healthy": counted(healthy)})
     return rows
 
@@ -309,21 +312,19 @@ def table_rows(panel: Panel, documents: Documents) -> list[dict[str, Any]]:
 def value_rows(panel: Panel, documents: Documents) -> list[dict[str, Any]]:
     """For each patient and stage: solve rates, and the values of its own audit's findings, as means over seeds."""
     rows = []
-    for audit in panel.patients:
-        mine = [cell for cell in documents if cell["patient"] == audit]
+    for patient in panel.patients:
+        audit, mine = audit_of(patient), [cell for cell in documents if cell["patient"] == patient]
         for stage in dict.fromkeys(name for cell in mine for name in cell["stages"]):
             found = [cell["stages"][stage][audit]["findings"] for cell in mine if stage in cell["stages"]]
             width = min((len(each) for each in found), default=0)
             values = [[each[place]["value"] for each in found] for place in range(width)]
-            rows.append(
-                {
-                    "patient": audit,
-                    "stage": stage,
-                    "seeds": len(found),
-                    "solved": mean([cell["solved"].get(stage) for cell in mine]),
-                    "values": [mean(column) for column in values],
-                }
-            )
+            row = {
+                "patient": patient,
+                "stage": stage,
+                "seeds": len(found),
+                "values": [mean(column) for column in values],
+            }
+            rows.append(row | {"solved": mean([cell["solved"].get(stage) for cell in mine])})
     return rows
 
 

@@ -88,7 +88,7 @@ def test_every_recipe_can_be_run(path: Path, tmp_path: Path) -> None:
 
 def test_every_audit_has_a_patient_with_doses_and_a_healthy_twin(panel: ModuleType) -> None:
     read = panel.read_panel(panel.EXPERIMENT)
-    assert set(read.patients) == set(AUDITS)
+    assert {panel.audit_of(patient) for patient in read.patients} == set(AUDITS)
     for audit, path in read.patients.items():
         stages = {stage.name: stage for stage in load_recipe(path).stage}
         made_here = set(read.temperatures) if audit == "mismatch" else set()
@@ -96,7 +96,7 @@ def test_every_audit_has_a_patient_with_doses_and_a_healthy_twin(panel: ModuleTy
         assert parent(stages[read.base]) is None
         assert parent(stages["healthy"]) == read.base
     cells = read.cells()
-    assert len(cells) == len(read.patients) * len(read.seeds) == 66
+    assert len(cells) == len(read.patients) * len(read.seeds) == 72
     assert not {cell.place for cell in cells} & {cell.place for cell in read.cells(tuning=True)}
 
 

@@ -206,6 +206,20 @@ def test_recovery_is_a_ratio_of_dead_ends():
     assert found.evidence
 
 
+@pytest.mark.parametrize(("seen", "severity"), [(0.75, OK), (0.5, WATCH), (0.25, SICK)])
+def test_what_is_seen_without_a_goal_is_compared_with_before(seen, severity):
+    """Of two rollouts one has no goal: it saw 0.75 of the places, at the end 0.75, 0.5 or 0.25."""
+
+    def walked(update, problem, place):
+        return {"parts": {"coverage": 0.75 if update < 7 else seen} if place % 2 else {"wrong_entered": 0.0}}
+
+    found = about(exploration(example(walked)), "Without a goal")
+    assert (found.value, found.severity) == (seen, severity)
+    assert "75.0% before" in found.claim
+    assert bool(found.evidence) == (seen < 0.5)
+    assert not [each for each in exploration(example()) if "Without a goal" in each.claim]
+
+
 # --- reward_hacking
 
 

@@ -88,6 +88,14 @@ def test_a_stage_with_experts_raises_no_alarm():
     assert [check for check in examine(subject_of(healthy_loop(*chosen)), alone=True) if not check.ok] == []
 
 
+def test_a_stage_that_is_paid_by_the_score_raises_no_alarm():
+    """No rollout of the first batch is right, so the sign of the reward is told by made-up verdicts."""
+    checks = examine(subject_of(healthy_loop("stage.rl.reward.pays=score")), alone=True)
+    assert [check for check in checks if not check.ok] == []
+    sign = next(check for check in checks if check.name == "reward sign")
+    assert ("made-up" in sign.did, sign.value) == (True, 1.0)
+
+
 SHORT_RECIPES = {"backtrack": "rlvr", "lab-rl": "reinforce-early"}
 CHOSEN = sorted(path.stem for path in RECIPES.glob("*.toml")) if LONG else sorted(SHORT_RECIPES)
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from forkpoint.probe import Solver
 from forkpoint.records import Outcome, Problem
 from forkpoint.seeds import Key
 from forkpoint.tasks.paths import (
+    NOWHERE,
     PUNCTUATION,
     Settings,
     build,
@@ -34,6 +36,8 @@ HAND = Problem(
     answer="abc",
     metadata={"branches": [["a", "b", "c"], ["d", "e"], ["f", "g"]]},
 )
+
+FREE = replace(HAND, prompt="sa ba cb ds de fs gf|s>|:", answer="abcbasdedsfg")
 
 
 def task(branches=3, depth=3, lanes=1, **more):
@@ -325,3 +329,72 @@ def test_splits_hold_what_they_promise():
     assert not any(problem.is_evaluation for problem in train)
     # A longer list begins with the shorter one, so that evaluations of two sizes pair up.
     assert split_problems(made, Key.root(0).child("evaluation"), 50, evaluation=True) == held_out[:50]
+
+
+@pytest.mark.parametrize(
+    ("walk", "seen", "correct", "reason"),
+    [
+        ("abcbasdedsfg", 7, True, "saw all"),
+        ("abcbasdedsfg|", 7, True, "saw all"),
+        ("abc", 3, False, "saw 43%"),
+        ("abc|", 3, False, "saw 43%"),
+        ("abab", 2, False, "saw 29%"),
+        ("abcx", 3, False, "move 4 is not an edge"),
+        ("abcbasdedsfgg", 7, False, "move 13 is not an edge"),
+        ("|", 0, False, "saw 0%"),
+        ("", 0, False, "saw 0%"),
+    ],
+)
+def test_without_a_goal_what_was_seen_is_the_score(walk, seen, correct, reason):
+    found = judge(walk, FREE)
+    assert (found.correct, found.score, found.reason) == (correct, seen / 7, reason)
+    assert found.parts == {
+        "moves": float(sum(move in "abcdefgs" for move in walk) - walk.endswith("gg")),
+        "coverage": seen / 7,
+    }
+
+
+def test_prompts_without_a_goal():
+    star = task(goal_free=1.0)
+    for index in range(20):
+        problem = star.problem(Key.root(5).child(index))
+        with_goal = task().problem(Key.root(5).child(index))
+        assert problem.prompt[:-2] + with_goal.prompt[-2:] == with_goal.prompt
+        assert read_prompt(problem.prompt).goal == NOWHERE
+        assert star.stop(problem) == (NOWHERE,)
+        assert star.early_answer(problem, "") == star.right_step(problem, "") == ""
+        leaf = problem.metadata["branches"][1][-1]
+        way = shortest_path(read_prompt(problem.prompt), read_prompt(problem.prompt).start, leaf)
+        reached = star.reached(problem, way)
+        assert reached is None or (reached[0].prompt[-2], reached[1]) == (leaf, way)
+    asked = [task(goal_free=0.25).problem(Key.root(4).child(index)).prompt[-2] == NOWHERE for index in range(400)]
+    assert abs(np.mean(asked) - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 400)
+    for name in ("walks", "golden", "recoveries"):
+        shown = list(itertools.islice(star.corpus(name, Key.root(4)), 5))
+        seen = [len(set(text.text) - {read_prompt(text.prompt).start}) for text in shown]
+        assert all(read_prompt(text.prompt).goal == NOWHERE for text in shown)
+        assert name == "walks" or seen == [9] * 5
+    with pytest.raises(TaskError, match="marks and goal_free"):
+        task(goal_free=0.5, marks=True)
+
+
+def test_where_the_goal_usually_is():
+    def first(problem):
+        graph = read_prompt(problem.prompt)
+        near = next(edge for edge in problem.prompt.partition("|")[0].split(" ") if graph.start in edge)
+        ways = [nodes for nodes in problem.metadata["branches"] if nodes[-1] == graph.goal]
+        return ways[0][0] in near
+
+    for lanes in (1, 2):
+        assert all(first(task(usual=1.0, lanes=lanes).problem(Key.root(4).child(index))) for index in range(30))
+    for usual in (0.0, 0.5):
+        share = np.mean([first(task(usual=usual).problem(Key.root(4).child(index))) for index in range(400)])
+        expected = usual + (1 - usual) / 3
+        assert abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / 400)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_task_keeps_its_promises_without_a_goal(shape):
+    branches, depth, lanes = shape
+    found = check_task(task(branches, depth, lanes, goal_free=0.5, usual=0.5), count=40)
+    assert found.faults == ()

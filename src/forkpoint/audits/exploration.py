@@ -1,8 +1,10 @@
-"""`exploration`: loops, repeated actions, and whether dead ends are left again.
+"""`exploration`: loops, repeated actions, whether dead ends are left again, and how much is seen without a goal.
 
 Reported rates (arXiv 2605.16143): agents trained on the task alone repeat their last action in 63.4 % of steps and
 loop in 16.0 %; trained to explore as well, in 24.9 % and 7.7 %.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -16,6 +18,9 @@ NAME = "exploration"
 LOOPS = Bounds(watch=0.077, sick=0.160, source="loop rates with and without training to explore, arXiv 2605.16143")
 REPEATS = Bounds(watch=0.249, sick=0.634, source="repeated actions with and without training to explore, 2605.16143")
 RECOVERY = Bounds(watch=0.1, sick=0.3, source="a fall of the share of dead ends that are left again (ours)")
+COVERAGE = Bounds(watch=0.1, sick=0.3, source="a fall of the share that is seen without a goal (ours)")
+SEEN = "coverage"
+"""Part of a verdict on a prompt without a goal: the share of the places that the rollout saw."""
 ENTERED, LEFT = "wrong_entered", "wrong_left"
 """Parts of a verdict: dead ends that were entered, and left again."""
 
@@ -52,25 +57,46 @@ def _actions(records: Records) -> list[Finding]:
 
 def _recovery(records: Records) -> list[Finding]:
     """The share of entered dead ends that were left again: of evaluations where there are some, else of training."""
-    if not {ENTERED, LEFT} <= set(records.parts):
+    found = _against_before(records, _left, "{} of the dead ends that were entered were left again", RECOVERY)
+    if found is None:
         return []
-    now, before = _left(records, _place(records, last=True)), _before(records)
-    if now is None:
-        return []
-    claim = f"{now.value:.1%} of the dead ends that were entered were left again"
-    if before is None:
-        return [Finding(audit=NAME, severity=Severity.INFO, claim=f"{claim}.", value=now.value, interval=now.interval)]
-    fall = before.value - now.value
-    error = float(np.hypot(before.error, now.error))
-    severity = RECOVERY.grade(fall - 2 * error)
-    text = f"{claim}, {before.value:.1%} before."
-    finding = judged(NAME, severity, text, now.value, now.interval, RECOVERY)
     stuck = _place(records, last=True) & (records.parts[LEFT] < records.parts[ENTERED])
-    return [with_evidence(finding, records, stuck) if RANKS[severity] else finding]
+    return [with_evidence(found, records, stuck) if RANKS[found.severity] else found]
+
+
+def _coverage(records: Records) -> list[Finding]:
+    """Checkpoint coverage (arXiv 2605.16143): the share of the places that rollouts without a goal see."""
+    found = _against_before(records, _seen, "Without a goal rollouts see {} of the places", COVERAGE)
+    if found is None:
+        return []
+    return [with_evidence(found, records, _place(records, last=True) & (records.parts[SEEN] < 0.5))]
+
+
+def _against_before(
+    records: Records, measure: Callable[[Records, Bools], Estimate | None], claim: str, bounds: Bounds
+) -> Finding | None:
+    """A share of the last rollouts, judged by its fall since the base or the first evaluation."""
+    now = measure(records, _place(records, last=True))
+    if now is None:
+        return None
+    text, before = claim.format(f"{now.value:.1%}"), _before(records, measure)
+    if before is None:
+        return Finding(audit=NAME, severity=Severity.INFO, claim=f"{text}.", value=now.value, interval=now.interval)
+    error = float(np.hypot(before.error, now.error))
+    severity = bounds.grade(before.value - now.value - 2 * error)
+    return judged(NAME, severity, f"{text}, {before.value:.1%} before.", now.value, now.interval, bounds)
+
+
+def _seen(records: Records, rows: Bools) -> Estimate | None:
+    if SEEN not in records.parts:
+        return None
+    return estimate(records.parts[SEEN][rows], records.problem[rows])
 
 
 def _left(records: Records, rows: Bools) -> Estimate | None:
     """Of dead ends, not of rollouts: a ratio of sums, as a mean with weights."""
+    if not {ENTERED, LEFT} <= set(records.parts):
+        return None
     entered = np.nan_to_num(records.parts[ENTERED][rows]).astype(np.float64)
     left = np.nan_to_num(records.parts[LEFT][rows]).astype(np.float64)
     if entered.sum() <= 0:
@@ -83,12 +109,13 @@ def _left(records: Records, rows: Bools) -> Estimate | None:
     return Estimate(value=share, error=error, problems=size, rollouts=int(rows.sum()), is_share=True)
 
 
-def _before(records: Records) -> Estimate | None:
+def _before(records: Records, measure: Callable[[Records, Bools], Estimate | None]) -> Estimate | None:
     base = records.base
-    if base is not None and {ENTERED, LEFT} <= set(base.parts):
-        return _left(base, _place(base, last=True))
+    found = None if base is None else measure(base, _place(base, last=True))
+    if found is not None:
+        return found
     first = _place(records, last=False)
-    return _left(records, first) if first.any() else None
+    return measure(records, first) if first.any() else None
 
 
 def _place(records: Records, *, last: bool) -> Bools:
@@ -126,6 +153,7 @@ PARTS: Parts = {
     "loops over time": Part(_over_time, ("text|tokens", "updates")),
     "repeated actions": Part(_actions, ("text",)),
     "recovery": Part(_recovery, ("parts",)),
+    "coverage without a goal": Part(_coverage, ("parts",)),
 }
 
 

@@ -153,15 +153,9 @@ def _made_up(subject: Subject) -> tuple[int, int]:
     groups = subject.judged[0].batch.groups if subject.judged else ()
     if not groups or not isinstance(training, RLTraining):
         return 0, 0
-    wrong = Verdict(outcome=Outcome.WRONG, correct=False)
-    made = tuple(
-        replace(
-            group,
-            verdicts=(Verdict(outcome=Outcome.CORRECT, correct=True), *(wrong for _ in group.rollouts[1:])),
-            rewards=(),
-        )
-        for group in groups
-    )
+    right = Verdict(outcome=Outcome.CORRECT, correct=True, score=1.0)
+    wrong = Verdict(outcome=Outcome.WRONG, correct=False, score=0.0)
+    made = tuple(replace(group, verdicts=(right, *(wrong for _ in group.rollouts[1:])), rewards=()) for group in groups)
     batch = rewarded(Batch(groups=made, update=subject.loop.done), subject.loop.probe, training.stage)
     counts = [_agreement(group) for group in batch.groups]
     return sum(pair[0] for pair in counts), sum(pair[1] for pair in counts)

@@ -5,7 +5,8 @@ branches of `depth` nodes each.  With `lanes` > 1 two neighbouring nodes of a br
 nodes, since text cannot tell parallel edges apart.  Node names are drawn afresh for each problem and edges are
 shuffled, so the branch of the goal can only be found by reading the prompt backwards from the goal.
 
-Prompt: `ab ac bd ...|a>d:` (edges, start, goal).  Rollout: one letter a move; reaching the goal ends it.
+Prompt: `ab ac bd ...|a>d:` (edges, start, goal).  Rollout: one letter a move; reaching the goal ends it.  A goal `|` is
+none: the walk is to see every branch node, its score is the share that it saw, and `|` ends it.
 """
 
 import itertools
@@ -26,6 +27,8 @@ from forkpoint.tasks.settings import TaskSettings
 NAMES = string.ascii_lowercase + string.ascii_uppercase + string.digits
 PUNCTUATION = " |>:"
 MARK = "|"
+NOWHERE = "|"
+"""The goal of a prompt without one."""
 
 
 class Settings(TaskSettings):
@@ -41,6 +44,10 @@ class Settings(TaskSettings):
     """Moves of a walk in the corpus `walks`, 1 to 1000."""
     dead_ends: float = Field(default=1.0, ge=0.0, le=1.0)
     """Share of the texts of the corpus `recoveries` that hold dead ends; the rest are golden."""
+    usual: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the problems whose goal is behind the first edge at the start that the prompt lists; else anywhere."""
+    goal_free: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the problems without a goal."""
     marks: bool = False
     """Whether `x|` in a text means that the step to the neighbour x was thought of and dropped: no move is made."""
 
@@ -143,6 +150,8 @@ class Paths:
                 f"[task] paths with branches = {self.settings.branches}, depth = {self.settings.depth}, "
                 f"lanes = {self.settings.lanes} has {nodes} nodes; at most {len(NAMES)} can be named."
             )
+        if self.settings.marks and self.settings.goal_free:
+            raise TaskError(f"[task] paths: marks and goal_free exclude each other, since both give {MARK} a meaning.")
 
     @property
     def names(self) -> str:
@@ -164,21 +173,32 @@ class Paths:
         draw = key.child("problem").generator()
         names = draw.permutation(list(self.names))
         edges = [pair if draw.random() < 0.5 else pair[::-1] for pair in star.edges]
-        text = " ".join(f"{names[edges[i][0]]}{names[edges[i][1]]}" for i in draw.permutation(len(edges)))
-        goal = star.branch_nodes[draw.integers(self.settings.branches)][-1]
-        prompt = f"{text}|{names[0]}>{names[goal]}:"
-        answer = shortest_path(read_prompt(prompt), str(names[0]), str(names[goal]))
+        order = draw.permutation(len(edges))
+        text = " ".join(f"{names[edges[i][0]]}{names[edges[i][1]]}" for i in order)
+        branch = int(draw.integers(self.settings.branches))
+        if key.child("usual").generator().random() < self.settings.usual:
+            branch = next(star.branch_of[max(star.edges[i])] for i in order if 0 in star.edges[i])
+        branches = [[str(names[node]) for node in nodes] for nodes in star.branch_nodes]
+        goal = branches[branch][-1]
+        if key.child("goal_free").generator().random() < self.settings.goal_free:
+            goal = NOWHERE
+        prompt = f"{text}|{names[0]}>{goal}:"
+        graph = read_prompt(prompt)
+        answer = full_walk(graph, branches) if goal == NOWHERE else shortest_path(graph, graph.start, goal)
         return Problem(
             task=self.name,
             key=content_hash(self.name, prompt),
             prompt=prompt,
             answer=answer,
             difficulty=depth / self.settings.depth,
-            metadata={"branches": [[str(names[node]) for node in nodes] for nodes in star.branch_nodes]},
+            metadata={"branches": branches},
         )
 
     def verify(self, problem: Problem, rollout: Rollout) -> Verdict:
-        """Checks every move against the graph; parts: moves, wrong branches entered and left again."""
+        """Checks every move against the graph; parts: moves, wrong branches entered and left again.
+
+        Without a goal: CORRECT iff it saw every branch node, lanes left out; score and part `coverage`: the share seen.
+        """
         graph = _graph(problem)
         walk, node, legal = self._walk(graph, rollout.text), graph.start, 0
         for move in walk:
@@ -187,27 +207,31 @@ class Paths:
             node, legal = move, legal + 1
             if node == graph.goal:
                 break
+        if graph.goal == NOWHERE:
+            return _explored(problem, walk, legal)
         entered, left = _wrong_branches(problem, graph, walk[:legal])
         parts = {"moves": float(legal), "wrong_entered": float(entered), "wrong_left": float(left)}
         if node == graph.goal and legal == len(walk):
-            return Verdict(outcome=Outcome.CORRECT, correct=True, answer=walk, reason="reached the goal", parts=parts)
+            reason = "reached the goal"
+            return Verdict(outcome=Outcome.CORRECT, correct=True, score=1.0, answer=walk, reason=reason, parts=parts)
         if node == graph.goal:
             reason = f"goes on after the goal, at move {legal + 1}"
         elif legal < len(walk):
             reason = f"move {legal + 1} is not an edge"
         else:
             reason = "did not reach the goal"
-        return Verdict(outcome=Outcome.WRONG, correct=False, answer=walk[:legal], reason=reason, parts=parts)
+        answer = walk[:legal]
+        return Verdict(outcome=Outcome.WRONG, correct=False, score=0.0, answer=answer, reason=reason, parts=parts)
 
     def solve(self, problem: Problem) -> str:
-        """The shortest path."""
+        """The shortest path; without a goal a walk over all leaves."""
         return problem.answer
 
     def wrong_answers(self, problem: Problem) -> Sequence[str]:
         """No move, an illegal jump, a walk cut short, a walk past the goal, a wrong leaf, junk."""
         graph = _graph(problem)
         outsider = next((name for name in graph.neighbors if name not in graph.neighbors[graph.start]), graph.start)
-        others = [nodes[-1] for nodes in problem.metadata["branches"] if nodes[-1] != graph.goal]
+        others = [nodes[-1] for nodes in problem.metadata["branches"] if graph.goal not in (nodes[-1], NOWHERE)]
         wrong_leaf = [shortest_path(graph, graph.start, other) for other in others[:1]]
         return ["", outsider, problem.answer[:-1], problem.answer + problem.answer[-1:], "|", *wrong_leaf]
 
@@ -296,10 +320,10 @@ class Paths:
         return "lost" if node is None else node
 
     def early_answer(self, problem: Problem, transcript: str) -> str:
-        """The shortest way to the goal from where the walk stands; empty after a walk that left the graph."""
+        """The shortest way to the goal from where the walk stands; empty without one, or off the graph."""
         graph = _graph(problem)
         node = _place(graph, self._walk(graph, transcript))
-        return "" if node is None or node == graph.goal else shortest_path(graph, node, graph.goal)
+        return "" if node is None or graph.goal in (node, NOWHERE) else shortest_path(graph, node, graph.goal)
 
     def right_step(self, problem: Problem, transcript: str) -> str:
         """The next move of a shortest path; empty at the goal, and after a walk that left the graph."""
@@ -318,6 +342,20 @@ def _place(graph: NamedGraph, walk: str) -> str | None:
             return None
         node = move
     return node
+
+
+def _explored(problem: Problem, walk: str, legal: int) -> Verdict:
+    """The verdict of a walk without a goal, `legal` of whose moves were along edges."""
+    nodes = set(itertools.chain.from_iterable(problem.metadata["branches"]))
+    coverage = len(nodes & set(walk[:legal])) / len(nodes)
+    parts = {"moves": float(legal), "coverage": coverage}
+    broken = walk[legal:] not in ("", NOWHERE)
+    if coverage == 1.0 and not broken:
+        return Verdict(outcome=Outcome.CORRECT, correct=True, score=1.0, answer=walk, reason="saw all", parts=parts)
+    reason = f"move {legal + 1} is not an edge" if broken else f"saw {coverage:.0%}"
+    return Verdict(
+        outcome=Outcome.WRONG, correct=False, score=coverage, answer=walk[:legal], reason=reason, parts=parts
+    )
 
 
 def _wrong_branches(problem: Problem, graph: NamedGraph, walk: str) -> tuple[int, int]:
@@ -342,11 +380,16 @@ def random_walk(graph: NamedGraph, length: int, draw: np.random.Generator) -> st
 
 def search_walk(problem: Problem, graph: NamedGraph, draw: np.random.Generator) -> str:
     """Depth-first search written as a walk: branches in random order, each wrong one to its leaf and back."""
-    walk = ""
-    for branch in draw.permutation(len(problem.metadata["branches"])):
-        leaf = problem.metadata["branches"][branch][-1]
-        out = shortest_path(graph, graph.start, leaf)
-        if leaf == graph.goal:
-            return walk + out
-        walk += out + shortest_path(graph, leaf, graph.start)
-    raise AssertionError("the goal is the leaf of a branch")
+    branches: Sequence[Sequence[str]] = problem.metadata["branches"]
+    return full_walk(graph, [branches[branch] for branch in draw.permutation(len(branches))])
+
+
+def full_walk(graph: NamedGraph, branches: Sequence[Sequence[str]]) -> str:
+    """From leaf to leaf of the branches in their order, by way of the start, until the goal or the last leaf."""
+    walk, place = "", graph.start
+    for nodes in branches:
+        walk += shortest_path(graph, place, nodes[-1])
+        place = nodes[-1]
+        if place == graph.goal:
+            break
+    return walk
