@@ -220,6 +220,18 @@ def test_what_is_seen_without_a_goal_is_compared_with_before(seen, severity):
     assert not [each for each in exploration(example()) if "Without a goal" in each.claim]
 
 
+def test_a_fall_that_chance_explains_is_none():
+    """Of each update's rollouts six in ten saw all at first, five at last, by chance fewer: a fall, but of coins."""
+
+    def walked(update, problem, place):
+        return {"parts": {"coverage": float(drawn(9, update, problem, place) < (0.6 if update < 7 else 0.5))}}
+
+    found = about(exploration(example(walked)), "Without a goal")
+    before = float(found.claim.split("%")[1].rsplit(" ", 1)[1]) / 100
+    assert before - found.value > 0.1
+    assert found.severity is OK
+
+
 # --- reward_hacking
 
 

@@ -332,26 +332,24 @@ def test_splits_hold_what_they_promise():
 
 
 @pytest.mark.parametrize(
-    ("walk", "seen", "correct", "reason"),
+    ("walk", "moves", "seen", "correct", "reason"),
     [
-        ("abcbasdedsfg", 7, True, "saw all"),
-        ("abcbasdedsfg|", 7, True, "saw all"),
-        ("abc", 3, False, "saw 43%"),
-        ("abc|", 3, False, "saw 43%"),
-        ("abab", 2, False, "saw 29%"),
-        ("abcx", 3, False, "move 4 is not an edge"),
-        ("abcbasdedsfgg", 7, False, "move 13 is not an edge"),
-        ("|", 0, False, "saw 0%"),
-        ("", 0, False, "saw 0%"),
+        ("abcbasdedsfg", 12, 7, True, "saw all"),
+        ("abcbasdedsfg|", 12, 7, True, "saw all"),
+        ("abc", 3, 3, False, "saw 43%"),
+        ("abc|", 3, 3, False, "saw 43%"),
+        ("abab", 4, 2, False, "saw 29%"),
+        ("abcx", 3, 3, False, "move 4 is not an edge"),
+        ("abcdesfg", 3, 3, False, "move 4 is not an edge"),
+        ("abcbasdedsfgg", 12, 7, False, "move 13 is not an edge"),
+        ("|", 0, 0, False, "saw 0%"),
+        ("", 0, 0, False, "saw 0%"),
     ],
 )
-def test_without_a_goal_what_was_seen_is_the_score(walk, seen, correct, reason):
+def test_without_a_goal_what_was_seen_is_the_score(walk, moves, seen, correct, reason):
     found = judge(walk, FREE)
     assert (found.correct, found.score, found.reason) == (correct, seen / 7, reason)
-    assert found.parts == {
-        "moves": float(sum(move in "abcdefgs" for move in walk) - walk.endswith("gg")),
-        "coverage": seen / 7,
-    }
+    assert found.parts == {"moves": float(moves), "coverage": seen / 7}
 
 
 def test_prompts_without_a_goal():
