@@ -108,9 +108,8 @@ def meter(
     rules
         Credit rules with commas between: names of a recipe's `credit.rule`, or `package.module:function`.
     variant
-        Of keychain: A (32 tokens, filler of its own), B (128), C and D (filler is a look-up too, and tokens see the
-        prompt alone), E and F (the same in a usual decoder), G and H (demonstrators that guess show it in their
-        filler).  Default A.
+        Of keychain: A (32 tokens, filler of its own), B (128), C and D (filler is a look-up, tokens see the prompt
+        alone), E and F (in a usual decoder), G and H (guessing shows in the filler).  Default A.
     set_
         key=value: a setting of the task; may be repeated.
     option
