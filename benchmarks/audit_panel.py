@@ -302,10 +302,10 @@ def table_rows(panel: Panel, documents: Documents) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"audit": patient}
         for stage in (*panel.doses, *panel.cures):
             row[stage] = counted([stages[stage][audit] for stages in mine if stage in stages])
-        healthy = [cell["stages"].get(stage, {}) for cell in documents for stage in panel.controls]
-        # Cells from before an audit was made know nothing of it.
-        healthy = [found[audit] for found in healthy if audit in found and patient == audit]
-        rows.append(row | {"healthy": counted(healthy)})
+        twins = [cell["stages"].get(stage, {}) for cell in documents for stage in panel.controls]
+        # Cells from before an audit was made know nothing of it; a second patient does not count them again.
+        row["healthy"] = counted([found[audit] for found in twins if audit in found and patient == audit])
+        rows.append(row)
     return rows
 
 

@@ -3,8 +3,8 @@
     python benchmarks/readings.py run [--variants A,C] [--cache DIR]    # minutes for each variant
     python benchmarks/readings.py table [--json]
 
-Each reading leaves one small JSON in `benchmarks/cells/readings/`; finished ones are skipped.  Decoders are those that
-the curves of `credit_map.py` start with.
+Each reading leaves one small JSON in `benchmarks/cells/readings/`; those that hold all rules are skipped.
+Decoders are those that the curves of `credit_map.py` start with.
 """
 
 import argparse
@@ -46,12 +46,12 @@ EXTENT = Extent(
 
 
 def run(names: list[str], cache: Path) -> None:
-    """Makes the readings that are missing."""
+    """Makes the readings that are missing, or lack a rule."""
     torch.set_num_threads(1)
     make_folder(CELLS)
     for name in names:
         place, began = CELLS / f"{name}.json", time.monotonic()
-        if place.is_file():
+        if place.is_file() and json.loads(place.read_text(encoding="utf-8"))["options"] == RULES:
             continue
         rules = [
             Rule(name=rule, give=partial(CREDIT_RULES[rule], **options), critic=rule == "critic")

@@ -182,6 +182,17 @@ def test_the_table_by_hand(panel: ModuleType, tmp_path: Path) -> None:
     assert panel.flagged(made, documents) == ["advantage_collapse 2 healthy: advantage_collapse: why"]
 
 
+def test_a_second_patient_has_a_row_of_its_own_and_healthy_runs_count_once(panel: ModuleType, tmp_path: Path) -> None:
+    made = small_panel(panel, tmp_path)
+    recipe = made.patients["advantage_collapse"]
+    made = replace(made, patients={**made.patients, "advantage_collapse-grown": recipe})
+    second = {**cell(1, "watch", "sick"), "patient": "advantage_collapse-grown"}
+    rows = panel.table_rows(made, [cell(1, "sick", "ok"), cell(2, "sick", "ok"), second])
+    counts = [[(row[name]["sick"], row[name]["runs"]) for name in ("full", "healthy")] for row in rows]
+    assert [row["audit"] for row in rows] == ["advantage_collapse", "advantage_collapse-grown"]
+    assert counts == [[(2, 2), (1, 3)], [(0, 1), (0, 0)]]
+
+
 def test_who_is_asked_about_whom(panel: ModuleType, tmp_path: Path) -> None:
     """Healthy stages are read by all audits, sick ones by those on records and by their own."""
     made = small_panel(panel, tmp_path)

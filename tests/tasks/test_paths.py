@@ -353,7 +353,7 @@ def test_without_a_goal_what_was_seen_is_the_score(walk, moves, seen, correct, r
 
 
 def test_prompts_without_a_goal():
-    star = task(goal_free=1.0)
+    star, relabelled = task(goal_free=1.0), 0
     for index in range(20):
         problem = star.problem(Key.root(5).child(index))
         with_goal = task().problem(Key.root(5).child(index))
@@ -365,6 +365,8 @@ def test_prompts_without_a_goal():
         way = shortest_path(read_prompt(problem.prompt), read_prompt(problem.prompt).start, leaf)
         reached = star.reached(problem, way)
         assert reached is None or (reached[0].prompt[-2], reached[1]) == (leaf, way)
+        relabelled += reached is not None
+    assert relabelled > 10
     asked = [task(goal_free=0.25).problem(Key.root(4).child(index)).prompt[-2] == NOWHERE for index in range(400)]
     assert abs(np.mean(asked) - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 400)
     for name in ("walks", "golden", "recoveries"):
