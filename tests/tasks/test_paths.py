@@ -355,8 +355,7 @@ def test_without_a_goal_what_was_seen_is_the_score(walk, moves, seen, correct, r
 def test_prompts_without_a_goal():
     star, relabelled = task(goal_free=1.0), 0
     for index in range(20):
-        problem = star.problem(Key.root(5).child(index))
-        with_goal = task().problem(Key.root(5).child(index))
+        problem, with_goal = (each.problem(Key.root(5).child(index)) for each in (star, task()))
         assert problem.prompt[:-2] + with_goal.prompt[-2:] == with_goal.prompt
         assert read_prompt(problem.prompt).goal == NOWHERE
         assert star.stop(problem) == (NOWHERE,)
