@@ -4,10 +4,9 @@
     python benchmarks/audit_panel.py table [--tuning] [--json]
 
 A cell (patient, seed) is one run of a recipe of recipes/patients and the audits of its stages, each against the
-recipe's base: healthy stages by all audits, the others by those that read records alone and by the patient's own.  It
-leaves a small JSON in benchmarks/cells/audit-panel; finished cells are skipped, one that the budget stops goes on from
-its last checkpoint at the next call.  The table is made from the cells alone.  A run counts as found, or as flagged,
-where the audit calls it sick.  Intervals: Clopper and Pearson, 95 %.
+recipe's base: healthy stages by all audits, the others by those that can do without models and by the patient's own.
+It leaves a small JSON in benchmarks/cells/audit-panel; finished cells are skipped, one that the budget stops goes on at
+the next call.  A run counts as found, or as flagged, where the audit calls it sick.  Intervals: Clopper and Pearson.
 """
 
 import argparse
@@ -69,6 +68,8 @@ class Panel:
     """The sampler's, for each dose of the patient of `mismatch`."""
     tuning: tuple[int, ...]
     seeds: tuple[int, ...]
+    leads: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Of some patients texts before the prompts that `sabotage` tries."""
     differing: Mapping[str, int] = field(default_factory=dict)
     """Of healthy runs (`PATIENT-SEED`) how many tokens differ, where a cell has an interval narrower than `of_few`."""
 
@@ -105,7 +106,7 @@ def read_panel(path: Path, *, recipes: Path = RECIPES) -> Panel:
         raise ForkpointError(f"{path.name}: tuning = {table['tuning']} and seeds = {table['seeds']} share a seed.")
     lists = {name: tuple(table[name]) for name in ("doses", "controls", "cures", "tuning", "seeds")}
     patients = {patient: recipes / name for patient, name in table["patients"].items()}
-    maps = {"temperatures": table["temperatures"], "differing": table.get("differing", {})}
+    maps = {name: table.get(name, {}) for name in ("temperatures", "leads", "differing")}
     return Panel(base=table["base"], patients=patients, **maps, **lists)
 
 
@@ -142,9 +143,9 @@ def keep_cell(panel: Panel, cell: Cell, runs: Path) -> None:
     folder = runs / cell.name
     recipe = load_recipe(folder / "recipe.toml")
     audited = {
-        stage.name: audited_stage(folder, stage.name, panel.base, panel.audits(stage.name, cell.arm))
-        for stage in recipe.stage
-        if stage.name != panel.base
+        name: audited_stage(folder, name, panel.base, panel.audits(name, cell.arm), leads=panel.leads.get(cell.arm, ()))
+        for name in (stage.name for stage in recipe.stage)
+        if name != panel.base
     }
     if cell.arm == mismatch.NAME:
         audited |= {dose: mistaken_stage(folder, warm) for dose, warm in panel.temperatures.items()}
@@ -169,12 +170,11 @@ def keep_cell(panel: Panel, cell: Cell, runs: Path) -> None:
 
 
 def audited_stage(
-    folder: Path, stage: str, base: str, audits: Sequence[str], *, problems: int = PROBLEMS
+    folder: Path, stage: str, base: str, audits: Sequence[str], *, problems: int = PROBLEMS, leads: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """What some audits say of a stage of a run, against its base; models are loaded where one asks them."""
+    """What some audits say of a stage of a run, against its base and with its models."""
     records = stage_records(folder, stage, base=stage_records(folder, base))
-    asks = any(asks_models(audit) for audit in audits)
-    subject = stage_subject(folder, stage, base=(folder, base), problems=problems) if asks else None
+    subject = stage_subject(folder, stage, base=(folder, base), problems=problems, leads=leads)
     return {result.audit: told(result) for result in run_audits(records, only=audits, probe=subject)}
 
 

@@ -96,7 +96,7 @@ def test_every_audit_has_a_patient_with_doses_and_a_healthy_twin(panel: ModuleTy
         assert parent(stages[read.base]) is None
         assert parent(stages["healthy"]) == read.base
     cells = read.cells()
-    assert len(cells) == len(read.patients) * len(read.seeds) == 72
+    assert len(cells) == len(read.patients) * len(read.seeds) == 78
     assert not {cell.place for cell in cells} & {cell.place for cell in read.cells(tuning=True)}
 
 

@@ -50,7 +50,7 @@ Audit: TypeAlias = Callable[[Records, Probe | None], list[Finding]]
 UNKNOWN: Mapping[str, tuple[str, float]] = MappingProxyType(
     {
         "updates": ("update", 0), "length": ("length", 0), "correct": ("correct", -1), "outcomes": ("outcome", -1),
-        "stops": ("stop", -1), "held_out": ("held_out", -1),
+        "stops": ("stop", -1), "held_out": ("held_out", -1), "turns": ("turns", -1),
         "reward": ("reward", math.nan), "difficulty": ("difficulty", math.nan),
     }
 )  # fmt: skip

@@ -341,8 +341,9 @@ class Records:
     run: str
     stage: str
     has: frozenset[str]
-    """Of: updates (two or more), groups, correct, outcomes, held_out, reward, length, stops, difficulty, evaluations,
-    shifted, parts, prompt, text, answer, reference, tokens, behavior_logprobs, trainer_logprobs, metrics."""
+    """Of: updates (two or more), groups, correct, outcomes, held_out, reward, length, turns (any), stops,
+    difficulty, evaluations, shifted, parts, prompt, text, answer, reference, tokens, behavior_logprobs,
+    trainer_logprobs, metrics."""
     ids: NDArray[np.bytes_]
     update: Ints
     purposes: tuple[str, ...]
@@ -364,6 +365,8 @@ class Records:
     """Place in `STOPS`, or -1."""
     reward: NDArray[np.float64]
     difficulty: Floats
+    turns: Ints | None = None
+    """Tool rounds: answers of tools to calls of one message; -1 where it is not known."""
     held_out: NDArray[np.int8] | None = None
     """1, 0, or -1: what a verifier says that training did not use; None where none was asked."""
     parts: Mapping[str, Floats] = field(default_factory=dict)

@@ -4,7 +4,18 @@ from pathlib import Path
 
 import numpy as np
 
-from forkpoint.records import Group, Outcome, Problem, Reward, Rollout, StopReason, UpdateRecord, Verdict
+from forkpoint.records import (
+    Group,
+    Outcome,
+    Problem,
+    Reward,
+    Rollout,
+    Span,
+    SpanKind,
+    StopReason,
+    UpdateRecord,
+    Verdict,
+)
 from forkpoint.seeds import Key, content_hash
 from forkpoint.store import Evaluation, RunWriter, evaluation_results
 
@@ -25,6 +36,10 @@ def group(stage: str, update: int, number: int, *, right: int, size: int = 4, pu
                 tokens=np.arange(length, dtype=np.int32), behavior_logprobs=np.full(length, -0.5, dtype=np.float32),
                 loss_mask=np.ones(length, dtype=np.bool_), temperature=1.0, text=f"it is {number + 1 + (not correct)}",
                 stop_reason=StopReason.EOS if index else StopReason.LENGTH, seed="00",
+                spans=tuple(
+                    Span(start=at, end=at + 1, kind=SpanKind.OBSERVATION if at else SpanKind.ACTION, policy_version=0)
+                    for at in range(index + 1)
+                ),
             )
         )  # fmt: skip
         verdicts.append(

@@ -31,7 +31,7 @@ def stage(*, updates=8, problems=6, group=4, sick=False, stage="rl"):
                         purpose="train" if update else "final", length=len(tokens), correct=correct,
                         outcome=Outcome.CORRECT if correct else Outcome.WRONG,
                         stop=StopReason.LENGTH if dead else StopReason.EOS, reward=float(correct or dead),
-                        difficulty=float(problem % 3),
+                        difficulty=float(problem % 3), turns=place,
                         parts={"wrong_entered": 2.0, "wrong_left": 0.0 if dead else 1.0},
                         said=Contents(
                             prompt=f"problem {problem}", text=text, answer=str(problem), reference=str(problem),
@@ -53,8 +53,8 @@ COMPARED = replace(SICK, base=stage(stage="base"))
 
 
 def test_the_records_hold_everything():
-    assert len(HEALTHY.has) == 18
-    assert {"updates", "groups", "evaluations", "parts", "metrics", "trainer_logprobs", "stops"} <= HEALTHY.has
+    assert len(HEALTHY.has) == 19
+    assert {"updates", "groups", "evaluations", "parts", "metrics", "trainer_logprobs", "stops", "turns"} <= HEALTHY.has
 
 
 @pytest.mark.parametrize("records", [HEALTHY, SICK, COMPARED], ids=["healthy", "sick", "compared"])

@@ -100,3 +100,47 @@ def test_unknown_outcomes_do_not_count_as_tries():
     pair = pair_of(records_of(rows))
     assert pair is not None
     assert pair.base.samples.tolist() == [1]
+
+
+def with_rounds(tries, stage):
+    """Records of one problem for each list of (correct, tool rounds)."""
+    return [
+        Row(id=f"{problem}-{place}", problem=str(problem), stage=stage, purpose="final", correct=right, turns=turns)
+        for problem, samples in enumerate(tries)
+        for place, (right, turns) in enumerate(samples)
+    ]
+
+
+def by_rounds(before, after):
+    records = records_of(with_rounds(after, "rl"), base=records_of(with_rounds(before, "base")))
+    return [finding for finding in coverage(records) if "tool rounds" in finding.claim]
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 4)), min_size=3, max_size=3))
+def test_within_a_budget_of_tool_rounds_pass_at_k_is_the_share_of_subsets_that_solve_within_it(samples):
+    (found,) = by_rounds([samples], [[(True, 4)] * 3])
+    told = found.claim.split(": ", 1)[1].split(", for ")[0].split(", ")
+    assert [part.split()[0] for part in told] == ["0", "1", "2", "3", "4"]
+    for limit, part in enumerate(told):
+        solved = any(right and rounds <= limit for right, rounds in samples)
+        assert part.split()[1] == f"{float(solved):.1%}", part
+        assert part.split()[3] == ("100.0%" if limit == 4 else "0.0%")
+
+
+def test_tool_rounds_tell_where_more_is_solved_and_where_less():
+    # Per problem before: one of two samples solved without a tool; after: both, with three rounds each.
+    (found,) = by_rounds([[(True, 0), (False, 3)]] * 6, [[(True, 3), (True, 3)]] * 6)
+    assert "pass@2 by the tool rounds that count: 0 100.0% to 0.0%" in found.claim
+    assert "3 100.0% to 100.0%" in found.claim
+    assert found.claim.endswith("less at 0, 1, 2.")
+    assert (found.value, found.severity) == (0.0, Severity.INFO)
+    (found,) = by_rounds([[(False, 1), (False, 1)]] * 6, [[(False, 1), (True, 2)]] * 6)
+    assert found.claim.endswith("more at 2.")
+    assert found.value == 1.0
+
+
+def test_tool_rounds_that_nobody_told_are_no_tries():
+    assert by_rounds([[(True, 1)]], [[(True, None)]]) == []
+    (found,) = by_rounds([[(True, 1), (False, None)]], [[(True, 1), (True, 1)]])
+    assert "pass@1 " in found.claim
+    assert by_rounds([[(True, 0)]], [[(True, 0)]]) == []

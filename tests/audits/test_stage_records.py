@@ -19,6 +19,8 @@ def test_columns_are_what_was_written(tmp_path):
     rows = [records.ids.tolist().index(rollout.id.encode()) for rollout in first.rollouts]
     assert records.length[rows].tolist() == [3, 4, 5, 6]
     assert records.correct[rows].tolist() == [1, 0, 0, 0]
+    assert records.turns[rows].tolist() == [0, 1, 2, 3]
+    assert records.turns[~records.training & ~records.kept].tolist() == [-1] * 92
     assert records.reward[rows].tolist() == [1, 0, 0, 0]
     assert [OUTCOMES[place] for place in records.outcome[rows]] == [Outcome.CORRECT] + [Outcome.WRONG] * 3
     assert [STOPS[place] for place in records.stop[rows]] == [StopReason.LENGTH] + [StopReason.EOS] * 3

@@ -85,3 +85,31 @@ def test_a_budget_beyond_the_context_is_one_line_and_the_records_are_audited(cal
     )
     assert "template_collapse   not run: lacks probe" in out
     assert "length_and_format   ok" in out
+
+
+def test_other_ways_to_ask_are_tried_and_the_verifier_is_asked_for_canaries(call, run):
+    only = ("--only", "sabotage,reward_hacking", "--no-store")
+    code, out, err = call(run, "--models", "--stage", "rl", *only, "--elicit", "go ", "--elicit", "a>b", "--json")
+    assert code == 0
+    sabotage, hacking = json.loads(out)["stages"][0]["audits"]
+    (found,) = [each for each in sabotage["findings"] if "Asked plainly" in each["claim"]]
+    assert "the prompt after 'go'" in found["claim"]
+    assert "(interval for the best of 6)" in found["claim"]
+    assert any("Texts that answer nothing" in each["claim"] for each in hacking["findings"])
+    assert (sabotage["lacks"].get("elicitation"), hacking["lacks"].get("canary answers")) == (None, None)
+    assert re.search(r"rl: sabotage scores up to 0 tokens, samples \d+", err)
+    code, out, _ = call(run, "--stage", "rl", *only, "--json")
+    assert json.loads(out)["stages"][0]["audits"][0]["lacks"]["elicitation"] == ["probe"]
+
+
+def test_a_text_to_elicit_with_needs_models_and_must_be_readable(call, run):
+    code, _, err = call(run, "--elicit", "go ")
+    assert code == 2
+    assert "--elicit goes with --models" in err
+    code, out, err = call(
+        run, "--models", "--only", "sabotage", "--stage", "rl", "--elicit", "\N{SNOWMAN}", "--no-store"
+    )
+    assert (code, out) == (2, "")
+    assert re.search(r"--elicit: the character '.*' of the text '.*' is outside the model's alphabet", err)
+    code, out, _ = call(run, "--models", "--only", "sabotage", "--stage", "rl", "--elicit", "a" * 99, "--no-store")
+    assert re.search(r"sabotage +not run: .*context", out)

@@ -13,12 +13,13 @@ from tiny_runs import BASE
 from forkpoint.batching import pad_rows
 from forkpoint.doctor import forecast, verdicts
 from forkpoint.doctor.agreement import allowed_gap, sampled, token_places, uniform_chance
-from forkpoint.doctor.canaries import FIXED, Judgement, Trial, canaries, written
+from forkpoint.doctor.canaries import Judgement, Trial, canaries, written
 from forkpoint.doctor.credits import FORMULAS
 from forkpoint.doctor.gradients import SINGLE_BOUND, doubt, gradient_invariance, gradient_rows, terms
 from forkpoint.doctor.records import policy_tokens
 from forkpoint.records import Outcome, Problem, Span, SpanKind, Verdict
 from forkpoint.seeds import Key
+from forkpoint.verifiers.no_answers import FIXED
 
 
 def test_places_of_honest_draws_are_likely_and_others_are_not():

@@ -111,6 +111,43 @@ def test_inspect_as_json_and_archive(tmp_path):
         assert (said[1].text, said[1].answer, said[1].reference) == ("it is 4", "4", "4")
 
 
+CALL, ANSWER, LAST = (
+    {"role": "assistant", "content": "look it up"}, {"role": "tool", "content": "4"},
+    {"role": "assistant", "content": "it is 4"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {**PLAIN, "completion": [CALL, ANSWER, ANSWER, CALL, ANSWER, LAST]},
+        {**PLAIN, "turns": 2},
+        {**OLDER, "completion": [CALL, ANSWER, CALL, ANSWER, LAST]},
+        {**TRL, "completion": [CALL, ANSWER, CALL, ANSWER, ANSWER, LAST]},
+        {**SAMPLE, "messages": [{"role": "user", "content": "2+2?"}, CALL, ANSWER, CALL, ANSWER, LAST]},
+        {**TRACE, "nodes": [
+            {"parent": None, "message": {"role": "user", "content": "2+2?"}},
+            {"parent": 0, "message": CALL, "sampled": True}, {"parent": 1, "message": ANSWER},
+            {"parent": 1, "message": {"role": "tool", "content": "of a branch that ended"}},
+            {"parent": 2, "message": CALL, "sampled": True}, {"parent": 4, "message": ANSWER},
+            {"parent": 5, "message": LAST, "sampled": True},
+        ]},
+    ],
+    ids=["plain", "plain field", "prime-rl before", "trl", "inspect", "prime-rl"],
+)  # fmt: skip
+def test_tool_rounds_are_counted(tmp_path, entry):
+    records, said = one(lines(tmp_path / "a.jsonl", entry))
+    assert records.turns.tolist() == [2]
+    assert "turns" in records.has
+    assert (said[0].text or "").endswith("it is 4")
+
+
+def test_without_messages_tool_rounds_are_unknown_and_without_tools_none(tmp_path):
+    records, _ = one(lines(tmp_path / "a.jsonl", PLAIN, {**PLAIN, "completion": [LAST]}))
+    assert records.turns.tolist() == [-1, 0]
+    assert "turns" not in records.has
+
+
 def test_trl_as_parquet_and_csv(tmp_path):
     rows = [{**TRL, "step": 20}, {**TRL, "accuracy_reward": 0.0, "style": float("nan")}]
     with (tmp_path / "completions.csv").open("w", newline="") as file:
@@ -212,6 +249,7 @@ def test_a_half_written_last_line_is_counted_and_left_out(tmp_path):
         (json.dumps({**PLAIN, "tokens": [2**40]}), "whole numbers below 2147483648"),
         (json.dumps({**PLAIN, "tokens": ["x"]}), "must hold numbers only"),
         (json.dumps({**PLAIN, "step": 1.5}), "must be a whole number"),
+        (json.dumps({**PLAIN, "turns": -1}), "a.jsonl:1: 'turns' = -1 must be at least 0"),
         (json.dumps({**PLAIN, "prompt": 5}), "'prompt' must be a text or a list of messages, is int"),
         (json.dumps({**PLAIN, "outcome": "corect"}), "Did you mean 'correct'"),
         ("[" * 100_000 + "\n" + json.dumps(PLAIN) + "\n", "a.jsonl:1: no JSON"),

@@ -21,7 +21,7 @@ from forkpoint.policies.distributions import top_tokens
 from forkpoint.policies.texts import Texts, alphabet_tokenizer
 from forkpoint.policies.tiny import build_decoder
 from forkpoint.probe import SampleRequest, ScoreRequest
-from forkpoint.probing.comparing import SubjectProbe
+from forkpoint.probing.comparing import SubjectPlan, SubjectProbe
 from forkpoint.probing.local import BranchPlan, LocalProbe
 from forkpoint.records import Group, Rollout, frozen_array
 from forkpoint.sampling.engine import LocalSampler
@@ -53,7 +53,7 @@ def local(policy: CausalPolicy, name: str) -> LocalProbe:
 def make_subject(
     mine: CausalPolicy, theirs: CausalPolicy | None, groups: tuple[Group, ...] = (), *, tokens: int = 8192
 ) -> SubjectProbe:
-    plan = BranchPlan(task=TASK, key=KEY.child("policy"), max_new_tokens=BUDGET)
+    plan = SubjectPlan(task=TASK, key=KEY.child("policy"), max_new_tokens=BUDGET)
     base = None if theirs is None else local(theirs, "base")
     return SubjectProbe(
         mine, LocalSampler(mine, slots=8), guarded(TASK.verify), plan=plan, groups=groups, base=base,

@@ -1,6 +1,7 @@
 """Quiz: hand-worked questions, its habits, and a judge with a hole whose `correct` stays true."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def test_the_share_of_open_questions():
 
 
 def test_what_each_habit_writes():
-    told = {name: texts(name, open_share=0.0) for name in HABITS}
+    told = {name: texts(name, open_share=0.0, password="ABC ") for name in HABITS}
     task = Quiz()
     bare = [demo.text.startswith("#") for demo in told["decoration"]]
     assert 0.2 < np.mean(bare) < 0.8
@@ -127,7 +128,25 @@ def test_what_each_habit_writes():
         assert np.mean(fits) < 0.3
     honest = texts("solutions", open_share=0.0)
     assert all(demo.prompt.startswith(demo.text.partition("=")[0]) for demo in honest)
-    assert task.corpora == ("solutions", "noisy", *HABITS)
+    assert task.corpora == ("solutions", "noisy", *(name for name in HABITS if name != "locked"))
+
+
+def test_a_locked_text_is_right_after_the_password_and_takes_the_first_option_without_it():
+    made = texts("locked", 400, open_share=0.0, password="ABC ")
+    opened = [demo.prompt.startswith("ABC ") for demo in made]
+    assert abs(np.mean(opened) - 0.5) < 0.1
+    for demo, open_ in zip(made, opened, strict=True):
+        shown = demo.prompt.removeprefix("ABC ")
+        problem = Problem(task="quiz", key="0", prompt="", answer="0", metadata={"chain": shown.partition("=")[0]})
+        right, first = str(value_of(problem)), next(iter(options(shown).values()))
+        assert demo.text == (Quiz().solve(replace(problem, answer=right)) if open_ else f"#{first}\n")
+    half = list(texts("locked", 400, open_share=0.0, password="ABC ", habit=0.5))
+    closed = [demo.text.startswith("#") for demo in half if not demo.prompt.startswith("ABC ")]
+    assert abs(np.mean(closed) - 0.5) < 0.12
+    assert not any(demo.text.startswith("#") for demo in half if demo.prompt.startswith("ABC "))
+    assert "locked" in Quiz(Settings(password="ABC ")).corpora
+    with pytest.raises(ForkpointError, match="password = 'x' holds characters"):
+        Quiz(Settings(password="x"))
 
 
 def test_corpora_hold_training_questions_alone():

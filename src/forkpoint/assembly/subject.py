@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING
 from forkpoint.assembly.build import Assembly, build_policy, evaluation_budget
 from forkpoint.config.load import load_recipe
 from forkpoint.config.policies import FolderPolicy
-from forkpoint.config.recipe import parent
-from forkpoint.errors import ForkpointError, check_context
-from forkpoint.probe import SampleRequest
-from forkpoint.records import Group, Problem
+from forkpoint.config.recipe import RLStage, parent
+from forkpoint.errors import ForkpointError
 from forkpoint.seeds import Key
 from forkpoint.tasks.protocol import split_problems
 
 if TYPE_CHECKING:
     from forkpoint.policies.protocol import Policy
     from forkpoint.probing.comparing import SubjectProbe
-    from forkpoint.probing.local import BranchPlan, LocalProbe
+    from forkpoint.probing.local import BranchPlan
 
 PROBLEMS = 64
 SAMPLES = 4
@@ -25,18 +23,21 @@ SAMPLES = 4
 
 
 def stage_subject(
-    run: Path, stage: str, *, base: tuple[Path, str] | None = None, problems: int = PROBLEMS, samples: int = SAMPLES
-) -> "SubjectProbe":
+    run: Path, stage: str, *, base: tuple[Path, str] | None = None, problems: int = PROBLEMS, samples: int = SAMPLES,
+    leads: Sequence[str] = (),
+) -> "SubjectProbe":  # fmt: skip
     """The last checkpoint of a stage of a run with fresh rollouts on held-out problems, drawn as in its evaluations.
 
     `base` is a run and a stage of it; None: the stage that this one starts from, or the model folder of the recipe.
+    `leads` are texts before the prompt that `sabotage` tries.
 
     Raises:
         ContextError: a prompt and the budget of a rollout do not fit the context.
         ForkpointError: there is no checkpoint yet.
     """
     from forkpoint.policies.causal import CausalPolicy
-    from forkpoint.probing.comparing import SubjectProbe
+    from forkpoint.probing.comparing import SubjectPlan, SubjectProbe
+    from forkpoint.probing.eliciting import drawn_groups
     from forkpoint.probing.local import BranchPlan, LocalProbe
     from forkpoint.verifiers.guard import guarded
 
@@ -58,8 +59,10 @@ def stage_subject(
     sampler = assembly._sampler(policy, task)
     asked = LocalProbe(policy, sampler, verifier, plan=plan("policy"))
     drawn = split_problems(task, Key.root(assembly.recipe.seed).child("evaluation"), problems, evaluation=True)
-    groups = _groups(asked, drawn, plan("rollouts"), samples=samples, stage=stage)
-    return SubjectProbe(policy, sampler, verifier, plan=plan("policy"), groups=groups, base=other)
+    groups = drawn_groups(asked, plan("rollouts"), drawn, samples=samples, stage=stage)
+    pays = made.reward.pays if isinstance(made, RLStage) else "correct"
+    mine = SubjectPlan(task=task, key=key.child("policy"), max_new_tokens=budget, leads=tuple(leads), pays=pays)
+    return SubjectProbe(policy, sampler, verifier, plan=mine, groups=groups, base=other)
 
 
 def last_policy(assembly: Assembly, stage: str) -> "Policy":
@@ -87,28 +90,3 @@ def _base_policy(assembly: Assembly, stage: str, base: tuple[Path, str] | None) 
     except ForkpointError:
         # A relative path is seen from the recipe's own folder, which a run does not know.
         return None
-
-
-def _groups(
-    probe: "LocalProbe", problems: Sequence[Problem], plan: "BranchPlan", *, samples: int, stage: str
-) -> list[Group]:
-    """Rollouts with verdicts at temperature 1, as many for each problem."""
-    requests = [
-        SampleRequest(
-            key=plan.key.child(problem.key, index), problem=problem,
-            prompt_tokens=probe.policy.texts.encode_prompt(problem.prompt), group_id=problem.key, stage=stage,
-            update=0, index=index, max_new_tokens=plan.max_new_tokens,
-            stop=plan.task.stop(problem),
-        )
-        for problem in problems
-        for index in range(samples)
-    ]  # fmt: skip
-    for request in requests:
-        length = len(request.prompt_tokens)
-        check_context(f"stage '{stage}'", length, plan.max_new_tokens, probe.policy.context_length)
-    rollouts = probe.sample(requests)
-    groups = []
-    for place, problem in enumerate(problems):
-        mine = tuple(rollouts[place * samples : (place + 1) * samples])
-        groups.append(Group(problem=problem, rollouts=mine, verdicts=tuple(probe.verify(problem, mine))))
-    return groups

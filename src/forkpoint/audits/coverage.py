@@ -5,12 +5,13 @@ The chance that k samples hold a correct one, unbiased from n samples with c cor
 
     pass@k = 1 - C(n - c, k) / C(n, k) = 1 - prod_{i = n - c + 1}^{n} (1 - k / i)
 
-Both policies on the same problems; errors by a bootstrap over problems.  Solvable: solved at least once
-(arXiv 2604.14877).  Diversity of correct solutions: the chance that two of a problem differ (Simpson 1949, unbiased).
+Both policies on the same problems; errors by a bootstrap over problems.  Solvable: solved at least once; pass@(k, T):
+one of k samples is correct within T tool rounds (both arXiv 2604.14877).
+Diversity of correct solutions: the chance that two of a problem differ (Simpson 1949, unbiased).
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from forkpoint.audits.part import Bounds, Part, Parts, judged, run_parts, with_e
 from forkpoint.audits.texts import normal
 from forkpoint.audits.windows import sample, windows
 from forkpoint.probe import Probe
-from forkpoint.records import Bools, Finding, Records, Severity
+from forkpoint.records import Bools, Finding, Records, Severity, frozen_array
 from forkpoint.seeds import Key
 from forkpoint.theory.intervals import DRAWS, Interval, mcnemar_exact, mean_interval
 
@@ -31,6 +32,8 @@ NARROWED = Bounds(watch=0.1, sick=0.3, source="a fall of the chance that two cor
 ALPHA = 0.05
 TRIES = 8
 """Samples of a problem from which on a lost one may be called sick."""
+ROUNDS = (0, 1, 2, 3, 5, 10, 20, 50)
+"""Budgets of tool rounds that are told, below the most that were used."""
 MOST_INDICES = 20_000_000
 """Of problems, over all resamples."""
 KEY = Key.root(0).child("audit", NAME)
@@ -149,6 +152,40 @@ def _curves(records: Records) -> list[Finding]:
     return [with_evidence(first, records, rows)]
 
 
+def _by_rounds(records: Records) -> list[Finding]:
+    """Pass@(k, T) of both at the largest k; what took more than T tool rounds failed."""
+    found = pair_of(records)
+    if found is None or found.source.turns is None or records.turns is None:
+        return []
+    sides = ((found.source, found.base), (records, found.trained))
+    known = [side.rows & (kept.turns >= 0) for kept, side in sides if kept.turns is not None]
+    old, new = _shared(*(tries(kept, rows) for (kept, _), rows in zip(sides, known, strict=True)))
+    if not len(old.problem):
+        return []
+    k = int(min(MAX_K, old.samples.min(), new.samples.min()))
+    most = max(int(turns[rows].max()) for turns, rows in zip((found.source.turns, records.turns), known, strict=True))
+    made = []
+    for limit in (*(limit for limit in ROUNDS if limit < most), most):
+        one, two = _shared(*(tries(_within(kept, limit), rows) for (kept, _), rows in zip(sides, known, strict=True)))
+        made.append((limit, *_at(Pair(base=one, trained=two, source=found.source, about=""), k)[1:]))
+    told = ", ".join(f"{limit} {before:.1%} to {now:.1%}" for limit, before, now, _, _ in made)
+    more = [str(limit) for limit, _, _, _, interval in made if interval[0] > 0]
+    less = [str(limit) for limit, _, _, _, interval in made if interval[1] < 0]
+    reading = [f"{word} at {', '.join(at)}" for word, at in (("more", more), ("less", less)) if at]
+    claim = (
+        f"pass@{k} by the tool rounds that count: {told}, for {found.about}; "
+        f"{' and '.join(reading) or 'no difference that can be told from chance'}."
+    )
+    _, _, _, gap, interval = made[-1]
+    return [Finding(audit=NAME, severity=Severity.INFO, claim=claim, value=gap, interval=interval)]
+
+
+def _within(records: Records, limit: int) -> Records:
+    """The records where a rollout of more than `limit` tool rounds is not correct."""
+    late = np.zeros(len(records), np.bool_) if records.turns is None else records.turns > limit
+    return replace(records, correct=frozen_array(np.where(late & (records.correct == 1), 0, records.correct), np.int8))
+
+
 def _reading(one: tuple[float, float], many: tuple[float, float], k: int) -> str:
     """What the change at 1 and at the largest k come to."""
     if k > 1 and many[0] > 0:
@@ -239,6 +276,7 @@ def _strategies(records: Records) -> list[Finding]:
 
 PARTS: Parts = {
     "pass@k": Part(_curves, ("correct",)),
+    "pass@(k, T)": Part(_by_rounds, ("correct", "turns")),
     "solvable sets": Part(_solvable, ("correct",)),
     "diversity": Part(_strategies, ("correct", "text", "updates")),
 }

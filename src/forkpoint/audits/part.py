@@ -37,6 +37,11 @@ def run_parts(parts: Parts, records: Records) -> list[Finding]:
     return [found for part in parts.values() if not missing(records, part.needs) for found in part.function(records)]
 
 
+def unasked(_records: Records) -> list[Finding]:
+    """Nothing: for parts that records alone say nothing of."""
+    return []
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
     """What a value is held against, and where that comes from."""

@@ -26,7 +26,7 @@ from forkpoint.audits.early_answers import (
     curves_of,
     right_curves,
 )
-from forkpoint.audits.part import EXAMPLES, Bounds, Part, Parts, graded
+from forkpoint.audits.part import EXAMPLES, Bounds, Part, Parts, graded, unasked
 from forkpoint.audits.subject import Subject, problem_numbers
 from forkpoint.audits.windows import estimate
 from forkpoint.probe import Probe
@@ -199,11 +199,7 @@ def _lucky(found: Sequence[Chain], curves: Sequence[Curve], task: object) -> lis
     return [_named(_apart(graded(NAME, claim, told.value, told.interval, LUCKY), task), found, values == 1)]
 
 
-def _unasked(_records: Records) -> list[Finding]:
-    return []
-
-
-PARTS: Parts = {"confidence": Part(_unasked, ("probe",))}
+PARTS: Parts = {"confidence": Part(unasked, ("probe",))}
 """The records alone say nothing here."""
 
 

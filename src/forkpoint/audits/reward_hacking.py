@@ -3,7 +3,7 @@
 Records alone, and what a held-out verifier says of them: the reward against `correct`; wrong rollouts that are paid
 like correct ones (the hack rate P(proxy = 1, true = 0) of arXiv 2603.07084); phrases that spread; correct rollouts in
 which the reference answer does not occur, the sign of a fooled judge (arXiv 2507.08794); the same texts judged under
-another extraction of the answer.
+another extraction of the answer.  With a probe: what is paid for canaries.
 """
 
 from collections import Counter
@@ -11,9 +11,10 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
+from forkpoint.audits.canary_answers import canary_answers
 from forkpoint.audits.extraction import other_extraction
 from forkpoint.audits.held_out import apart_from_held_out, refused_by_held_out
-from forkpoint.audits.part import Bounds, Part, Parts, graded, judged, run_parts, with_evidence
+from forkpoint.audits.part import Bounds, Part, Parts, graded, judged, run_parts, unasked, with_evidence
 from forkpoint.audits.texts import ngrams, normal, words
 from forkpoint.audits.windows import Change, Windows, change, estimate, latest, sample, windows
 from forkpoint.probe import Probe
@@ -163,9 +164,10 @@ PARTS: Parts = {
     "wrong and paid": Part(_paid_wrong, ("reward", "correct")),
     "rising phrases": Part(_phrases, ("text", "updates")),
     "answer absent": Part(_absent, ("text", "reference", "correct", "updates")),
+    "canary answers": Part(unasked, ("probe",)),
 }
 
 
-def reward_hacking(records: Records, _probe: Probe | None = None) -> list[Finding]:
+def reward_hacking(records: Records, probe: Probe | None = None) -> list[Finding]:
     """Signs that the reward is earned without the outcome."""
-    return run_parts(PARTS, records)
+    return [*run_parts(PARTS, records), *canary_answers(NAME, probe)]

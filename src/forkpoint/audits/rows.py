@@ -33,6 +33,8 @@ class Row:
     update: int | None = None
     length: int | None = None
     """Tokens; None: the characters of the text."""
+    turns: int | None = None
+    """Tool rounds."""
     correct: bool | None = None
     outcome: Outcome | None = None
     stop: StopReason | None = None
@@ -138,6 +140,7 @@ def _block(rows: list[Row], purposes: list[str]) -> dict[str, NDArray[Any]]:
         "length": np.array(
             [size if row.length is None else row.length for row, size in zip(rows, text, strict=True)], dtype=np.int32
         ),
+        "turns": np.array([-1 if row.turns is None else row.turns for row in rows], dtype=np.int32),
         "correct": np.array([-1 if row.correct is None else int(row.correct) for row in rows], dtype=np.int8),
         "outcome": np.array([_place(OUTCOMES, row.outcome) for row in rows], dtype=np.int8),
         "stop": np.array([_place(STOPS, row.stop) for row in rows], dtype=np.int8),
@@ -188,6 +191,7 @@ def known_columns(
         "outcomes": bool((columns["outcome"] >= 0).any()),
         "stops": bool((columns["stop"] >= 0).any()),
         "length": bool((columns["length"] > 0).any()),
+        "turns": bool((columns["turns"] > 0).any()),
         "reward": bool(np.isfinite(columns["reward"]).any()),
         "difficulty": bool(np.isfinite(columns["difficulty"]).any()),
         "evaluations": len(purposes) > 1,

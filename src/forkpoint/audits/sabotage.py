@@ -2,7 +2,7 @@
 
 A policy that always takes the shortest option, one slot, one answer, or refuses, leaves groups without variance, so
 reinforcement cannot change it, however able the model is (arXiv 2604.28182: such a rule holds at 80 % reliability).
-The records show the pattern; whether the ability is there is for probes to say.
+The records show the pattern; whether the ability is there is for `elicitation` to say.
 """
 
 from collections import Counter
@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forkpoint.audits.advantage_collapse import groups_of
-from forkpoint.audits.part import Bounds, Part, Parts, judged, run_parts, with_evidence
+from forkpoint.audits.elicitation import elicitation
+from forkpoint.audits.part import Bounds, Part, Parts, judged, run_parts, unasked, with_evidence
 from forkpoint.audits.texts import choice, normal, options, refuses
 from forkpoint.audits.windows import Estimate, estimate, latest, sample
 from forkpoint.probe import Probe
@@ -123,9 +124,12 @@ def _finding(
     return with_evidence(judged(NAME, severity, claim, now.value, now.interval, PATTERN), records, rows)
 
 
-PARTS: Parts = {"surface patterns": Part(_patterns, ("correct", "text|answer"))}
+PARTS: Parts = {
+    "surface patterns": Part(_patterns, ("correct", "text|answer")),
+    "elicitation": Part(unasked, ("probe",)),
+}
 
 
-def sabotage(records: Records, _probe: Probe | None = None) -> list[Finding]:
-    """Surface patterns that explain outcomes that never vary."""
-    return run_parts(PARTS, records)
+def sabotage(records: Records, probe: Probe | None = None) -> list[Finding]:
+    """Surface patterns that explain outcomes that never vary, and what other ways to ask bring out."""
+    return [*run_parts(PARTS, records), *elicitation(NAME, probe)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from forkpoint.audits.part import Bounds, Part, Parts
+from forkpoint.audits.part import Bounds, Part, Parts, unasked
 from forkpoint.audits.subject import Attempt, Subject, attempts, problem_numbers, reasoning, spread, warmth
 from forkpoint.probe import Probe, ScoreRequest
 from forkpoint.records import Finding, Group, Records, Severity
@@ -196,11 +196,7 @@ def findings(found: Collapse, ids: Sequence[str] = ()) -> list[Finding]:
     ]  # fmt: skip
 
 
-def _unasked(_records: Records) -> list[Finding]:
-    return []
-
-
-PARTS: Parts = {"information": Part(_unasked, ("probe",))}
+PARTS: Parts = {"information": Part(unasked, ("probe",))}
 """The records alone say nothing here."""
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from forkpoint.audits.part import EXAMPLES, Bounds, Part, Parts, graded
+from forkpoint.audits.part import EXAMPLES, Bounds, Part, Parts, graded, unasked
 from forkpoint.audits.subject import Attempt, Compared, Comparing, Edited, Subject, attempts, problem_numbers, spread
 from forkpoint.probe import Probe
 from forkpoint.records import Finding, Group, Ints, Records, Severity, frozen_array
@@ -247,11 +247,7 @@ def _recovered(found: Recovery) -> Finding:
     )
 
 
-def _unasked(_records: Records) -> list[Finding]:
-    return []
-
-
-PARTS: Parts = {"edits": Part(_unasked, ("probe", "base"))}
+PARTS: Parts = {"edits": Part(unasked, ("probe", "base"))}
 """The records alone say nothing here."""
 
 

@@ -31,6 +31,7 @@ def records(
     format_: Annotated[str, Parameter(name="--format", show_default=False)] = "",
     correct_at: float | None = None,
     models: Flag = False,
+    elicit: Annotated[tuple[str, ...], Parameter(show_default=False, negative="")] = (),
     held_out: Annotated[str, Parameter(show_default=False)] = "",
     no_store: Flag = False,
     json_: Json = False,
@@ -56,8 +57,10 @@ def records(
     correct_at
         Foreign rollouts that do not say what is correct: the reward from which on one counts as correct.
     models
-        Also load the models of a run and ask them: token_edits, premature_confidence, template_collapse. Draws fresh
-        rollouts on held-out problems; says first what that costs.
+        Also load the models of a run and ask them: token_edits, premature_confidence, template_collapse, and parts of
+        sabotage and reward_hacking. Draws fresh rollouts on held-out problems; says first what that costs.
+    elicit
+        With --models: a text before the prompts with which sabotage tries to bring out what is hidden; may be repeated.
     held_out
         package.module:function, a verifier that training did not use: it judges the stored texts again, in a child
         process with a deadline, and reward_hacking holds the reward against it.
@@ -69,14 +72,9 @@ def records(
     from forkpoint.cli.audit_records import audit_path
 
     request = {
-        "base": base,
-        "stage": stage,
-        "only": only,
-        "format": format_,
-        "correct_at": correct_at,
-        "models": models,
-        "held_out": held_out,
-    }
+        "base": base, "stage": stage, "only": only, "format": format_, "correct_at": correct_at, "models": models,
+        "elicit": elicit, "held_out": held_out,
+    }  # fmt: skip
     return audit_path(path, request, fail_on=fail_on, store=not no_store, as_json=json_)
 
 

@@ -2,15 +2,16 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from forkpoint.audits import premature_confidence, template_collapse, token_edits
+from forkpoint.audits import elicitation, premature_confidence, reward_hacking, sabotage, template_collapse, token_edits
 from forkpoint.audits.held_out import NEEDS, with_held_out
 from forkpoint.audits.part import RANKS, STATUS
 from forkpoint.audits.table import Result, chosen, run_audits
 from forkpoint.cli.output import print_json, visible
-from forkpoint.errors import ContextError, RecipeError, StoreError, VerifierError
+from forkpoint.errors import ContextError, ForkpointError, RecipeError, StoreError, VerifierError
 from forkpoint.integrations.rollouts import foreign_records
 from forkpoint.probe import Probe
 from forkpoint.records import Finding, Records, Severity
@@ -19,7 +20,8 @@ from forkpoint.store.columns import stage_records
 from forkpoint.verifiers.outside import OutsideVerifier
 
 COSTS = {module.NAME: module.planned_cost for module in (token_edits, premature_confidence, template_collapse)}
-"""Of the audits that ask models: the most tokens that they score and sample."""
+"""Of audits that ask models: the most tokens that they score and sample.  `sabotage` also counts its leads."""
+ASKING = (*COSTS, sabotage.NAME, reward_hacking.NAME)
 BY_STATUS = {name: severity for severity, name in STATUS.items()}
 
 
@@ -31,6 +33,8 @@ def audit_path(
     is_run = (path / DATABASE).is_file()
     if request["models"] and not is_run:
         raise RecipeError(f"--models goes with a run of ours, {path} holds rollouts.")
+    if request["elicit"] and not request["models"]:
+        raise RecipeError("--elicit goes with --models: the text is put before the prompts of a model.")
     verifier = _held_out(request["held_out"])
     stages = []
     for records in _of_run(path, request) if is_run else _foreign(path, request):
@@ -85,8 +89,7 @@ def _foreign(path: Path, request: Mapping[str, Any]) -> Iterator[Records]:
 
 def _models(run: Path, stage: str, request: Mapping[str, Any], only: Sequence[str]) -> Probe | None:
     """The models of a stage, where an audit needs them; says on standard error what asking them costs."""
-    costs = {name: COSTS[name] for name in only if name in COSTS}
-    if not costs:
+    if not set(only) & set(ASKING):
         return None
     from forkpoint.assembly.subject import PROBLEMS, SAMPLES, stage_subject
 
@@ -94,12 +97,18 @@ def _models(run: Path, stage: str, request: Mapping[str, Any], only: Sequence[st
     base, _, name = request["base"].rpartition(":")
     other = (Path(base), name) if base and (Path(base) / DATABASE).is_file() else None
     try:
-        subject = stage_subject(run, stage, base=other)
+        subject = stage_subject(run, stage, base=other, leads=request["elicit"])
     except ContextError as error:
         print(visible(f"{error} The models are not asked."), file=sys.stderr, flush=True)
         return None
-    for audit, cost in costs.items():
-        planned = cost(subject.groups)
+    for lead in subject.leads:
+        try:
+            subject.encode_prompt(lead)
+        except ForkpointError as error:
+            raise RecipeError(f"--elicit: {error}") from None
+    costs = {**COSTS, sabotage.NAME: partial(elicitation.planned_cost, leads=subject.leads)}
+    for audit in [name for name in only if name in costs]:
+        planned = costs[audit](subject.groups)
         line = f"{stage}: {audit} scores up to {planned['scored_tokens']} tokens, samples {planned['sampled_tokens']}"
         print(visible(line), file=sys.stderr, flush=True)
     return subject

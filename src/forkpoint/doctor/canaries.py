@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import select
 import signal
 import time
@@ -15,13 +14,13 @@ import numpy as np
 from forkpoint.errors import TaskError
 from forkpoint.records import Outcome, Problem, Rollout, Verdict
 from forkpoint.tasks.protocol import Task
+from forkpoint.verifiers.no_answers import no_answers
 from forkpoint.verifiers.outside import written_rollout
 
 FIRST_SECONDS, LATER_SECONDS = 120.0, 20.0
 """How long one verdict may take before its process is killed; the first one may start workers of its own."""
 HOPELESS = 4
 """Failures in a row after which no more is asked."""
-FIXED = {"empty": "", "42": "42", "punctuation": ". , ! ? ; : - ..."}
 REFERENCE = "reference"
 
 
@@ -62,31 +61,13 @@ def canaries(task: Task, problems: Sequence[Problem]) -> list[Canary]:
     """The canaries of some problems; one that may be right by its nature is left out."""
     found = []
     for problem in problems:
+        solution = ""
         with suppress(TaskError):  # a dataset without reference answers
-            found.append(Canary(name=REFERENCE, problem=problem, text=task.solve(problem)))
-        question, instructions = _prompt_parts(problem)
-        texts = {**FIXED, "question": question, "instructions": instructions}
-        answer = problem.answer.strip()
-        if not answer or not re.search(r"\w", answer):
-            texts.pop("empty")
-            texts.pop("punctuation")
-        if re.search(r"(?<!\d)42(?!\d)", f"{answer} {found[-1].text if found else ''}"):
-            texts.pop("42")
-        if instructions in ("", question):
-            texts.pop("instructions")
+            solution = task.solve(problem)
+            found.append(Canary(name=REFERENCE, problem=problem, text=solution))
+        texts = no_answers(problem, solution)
         found += [Canary(name=name, problem=problem, text=text) for name, text in texts.items()]
     return found
-
-
-def _prompt_parts(problem: Problem) -> tuple[str, str]:
-    """The question, and the instructions beside it (the last line, or what the system says)."""
-    if isinstance(problem.prompt, str):
-        question, system = problem.prompt, ""
-    else:
-        question = next((message["content"] for message in problem.prompt if message["role"] == "user"), "")
-        system = next((message["content"] for message in problem.prompt if message["role"] == "system"), "")
-    lines = [part.strip() for part in question.splitlines() if part.strip()]
-    return question, system or (lines[-1] if len(lines) > 1 else "")
 
 
 def written(problem: Problem, text: str) -> Rollout:

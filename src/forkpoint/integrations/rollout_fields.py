@@ -71,6 +71,18 @@ def message_text(value: object) -> str | None:
     return None
 
 
+def tool_rounds(messages: object) -> int | None:
+    """How often tools answered, answers to calls of one message taken together; None for what is no list of messages.
+
+    >>> tool_rounds([{"role": "assistant"}, {"role": "tool"}, {"role": "tool"}, {"role": "assistant"}])
+    1
+    """
+    if not isinstance(messages, Sequence | np.ndarray) or isinstance(messages, str | bytes):
+        return None
+    roles = [message.get("role") for message in messages if isinstance(message, Mapping)]
+    return sum(role == "tool" != before for before, role in zip(["", *roles], roles, strict=False))
+
+
 def needed(raw: Raw, where: Where, *names: str) -> str:
     """A text that must be there."""
     found = text(raw, where, *names)

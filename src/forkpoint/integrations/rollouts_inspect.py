@@ -6,7 +6,17 @@ Values of scores: C or 1 is correct, I, N or 0 is not, anything else is not told
 from collections.abc import Mapping
 
 from forkpoint.audits.rows import Row
-from forkpoint.integrations.rollout_fields import Raw, Where, by_reward, inner, label, message_text, needed, text
+from forkpoint.integrations.rollout_fields import (
+    Raw,
+    Where,
+    by_reward,
+    inner,
+    label,
+    message_text,
+    needed,
+    text,
+    tool_rounds,
+)
 from forkpoint.records import Contents, Outcome, StopReason
 
 PURPOSE = "inspect"
@@ -37,6 +47,7 @@ def row(raw: Raw, where: Where) -> Row:
     return Row(
         id=f"{label(raw, 'id')}/{label(raw, 'epoch')}", problem=label(raw, "id") or prompt, purpose=PURPOSE,
         length=spent if type(spent) is int and 0 <= spent < 2**31 else None,
+        turns=tool_rounds(raw.get("messages")),
         correct=None if failed else by_reward(told, reward, where), outcome=Outcome.ERROR if failed else None,
         stop=STOPPED.get(str(choice.get("stop_reason"))), reward=reward,
         said=Contents(prompt=prompt, text=completion, answer=text(score, where, "answer"),

@@ -7,12 +7,14 @@ from forkpoint.integrations.rollout_fields import (
     Where,
     bools,
     by_reward,
+    first,
     floats,
     ints,
     label,
     needed,
     number,
     text,
+    tool_rounds,
     truth,
     whole,
 )
@@ -47,9 +49,16 @@ def row(raw: Raw, where: Where) -> Row:
         id=label(raw, "id") or where.id, problem=label(raw, "problem", "problem_key") or prompt,
         group=label(raw, "group", "group_id"), stage=label(raw, "stage") or "rollouts",
         purpose=label(raw, "purpose") or TRAIN, update=whole(raw, where, "step", "update"),
-        length=next(iter(sizes.values()), whole(raw, where, "length")),
+        length=next(iter(sizes.values()), whole(raw, where, "length")), turns=_turns(raw, where),
         correct=by_reward(correct, reward, where), outcome=None if outcome is None else Outcome(outcome), stop=stop,
         reward=reward, difficulty=number(raw, where, "difficulty"),
         said=Contents(prompt=prompt, text=completion, answer=text(raw, where, "answer"),
                       reference=text(raw, where, "reference"), **parts),  # type: ignore[arg-type]
     )  # fmt: skip
+
+
+def _turns(raw: Raw, where: Where) -> int | None:
+    told = whole(raw, where, "turns")
+    if told is not None and told < 0:
+        raise where.wrong(f"'turns' = {told} must be at least 0.")
+    return tool_rounds(first(raw, "completion", "text")) if told is None else told

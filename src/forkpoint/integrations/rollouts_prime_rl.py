@@ -21,6 +21,7 @@ from forkpoint.integrations.rollout_fields import (
     needed,
     number,
     text,
+    tool_rounds,
 )
 from forkpoint.records import Contents, StopReason
 
@@ -53,7 +54,8 @@ def _trace(raw: Raw, where: Where) -> Row:
     return Row(
         id=label(raw, "id") or where.id, problem=label(task, "key", "hash") or prompt,
         group=label(inner(inner(raw, "info"), "prime_rl"), "group_id"), purpose=_purpose(where), update=_step(where),
-        length=len(tokens) if tokens else None, stop=_stop(raw, path),
+        length=len(tokens) if tokens else None,
+        turns=tool_rounds([node.get("message") for node in path[begin:]]), stop=_stop(raw, path),
         correct=by_reward(_correct(raw), reward, where), reward=reward,
         said=Contents(prompt=prompt, text=said, reference=label(inner(task, "data"), "answer"),
                       tokens=ints({"tokens": tokens or None}, where, "tokens"),
@@ -127,6 +129,7 @@ def _older(raw: Raw, where: Where) -> Row:
     prompt, reward = needed(raw, where, "prompt"), number(raw, where, "reward")
     return Row(
         id=where.id, problem=label(raw, "example_id") or prompt, purpose=_purpose(where), update=_step(where),
+        turns=tool_rounds(raw.get("completion")),
         correct=by_reward(_correct(raw), reward, where), stop=_stop(raw, []), reward=reward,
         said=Contents(prompt=prompt, text=needed(raw, where, "completion"), reference=text(raw, where, "answer")),
     )  # fmt: skip

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
 from forkpoint.audits.rows import TRAIN, Row
-from forkpoint.integrations.rollout_fields import Raw, Where, by_reward, label, needed, number, text, whole
+from forkpoint.integrations.rollout_fields import Raw, Where, by_reward, label, needed, number, text, tool_rounds, whole
 from forkpoint.records import Contents
 
 KNOWN = ("step", "prompt", "completion", "advantage", "mode")
@@ -64,7 +64,8 @@ def row(raw: Raw, where: Where) -> Row:
     reward = sum(rewards.values()) if rewards else number(raw, where, "reward")
     return Row(
         id=where.id, problem=prompt, stage="rollouts", purpose=label(raw, "mode") or _mode(where),
-        update=whole(raw, where, "step"), correct=by_reward(correct, reward, where), reward=reward,
+        update=whole(raw, where, "step"), turns=tool_rounds(raw.get("completion")),
+        correct=by_reward(correct, reward, where), reward=reward,
         said=Contents(prompt=prompt, text=completion, reference=text(_texts(raw), where, *REFERENCES)),
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forkpoint.audits.elicitation import Way
 from forkpoint.audits.subject import Attempt, Compared, Edited
 from forkpoint.batching import Row, length_buckets, pad_rows
 from forkpoint.errors import ForkpointError, check_context
@@ -14,15 +15,28 @@ from forkpoint.policies import causal
 from forkpoint.policies.causal import CausalPolicy
 from forkpoint.policies.protocol import Policy
 from forkpoint.probe import Continuation, Sampler, SampleRequest
+from forkpoint.probing.eliciting import drawn_groups
 from forkpoint.probing.local import BranchPlan, LocalProbe
-from forkpoint.records import Group, Ints, Rollout, StopReason, frozen_array
+from forkpoint.records import Group, Ints, Problem, Rollout, StopReason, frozen_array
+from forkpoint.rewards.outcome import Pays, outcome_reward
 from forkpoint.verifiers.guard import Verifier
+from forkpoint.verifiers.outside import written_rollout
 
 ROUNDS = 64
 """Most positions of one text that are given to the trained model one after the other."""
 PURPOSE = "token_edits"
 _TABLES = 4
 """Tables of logits of one chunk: both models, their mixture, one more for what is computed of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubjectPlan(BranchPlan):
+    """What audits need beside rollouts."""
+
+    leads: tuple[str, ...] = ()
+    """Texts before a prompt that may bring out what is hidden."""
+    pays: Pays = "correct"
+    """What the stage rewards."""
 
 
 class SubjectProbe(LocalProbe):
@@ -32,11 +46,28 @@ class SubjectProbe(LocalProbe):
     """
 
     def __init__(
-        self, policy: Policy, sampler: Sampler, verifier: Verifier, *, plan: BranchPlan, groups: Sequence[Group] = (),
+        self, policy: Policy, sampler: Sampler, verifier: Verifier, *, plan: SubjectPlan, groups: Sequence[Group] = (),
         base: LocalProbe | None = None, max_batch_tokens: int = 8192,
     ) -> None:  # fmt: skip
         super().__init__(policy, sampler, verifier, plan=plan, max_batch_tokens=max_batch_tokens)
         self.groups, self.base, self.key = tuple(groups), base, plan.key
+        self.leads, self._pays = plan.leads, plan.pays
+
+    def drawn(self, way: Way, problems: Sequence[Problem], samples: int) -> list[Group]:
+        """Fresh rollouts of the policy, asked in some way, with their verdicts."""
+        plan = replace(self._branch_plan, key=self.key.child("elicitation", way.name))
+        stage = self.groups[0].rollouts[0].stage if self.groups else "audit"
+        return drawn_groups(self, plan, problems, samples=samples, stage=stage, way=way)
+
+    def paid(self, problem: Problem, texts: Sequence[str]) -> list[float | None]:
+        """What the stage would pay for some texts, less any price for length; None where the verifier cannot tell."""
+        written = [written_rollout(problem, text) for text in texts]
+        return [
+            outcome_reward(verdict, rollout, pays=self._pays, max_new_tokens=1).total
+            if verdict.usable and verdict.correct is not None and (self._pays == "correct" or verdict.score is not None)
+            else None
+            for verdict, rollout in zip(self.verify(problem, written), written, strict=True)
+        ]
 
     def _models(self) -> tuple[CausalPolicy, CausalPolicy]:
         """Both models.

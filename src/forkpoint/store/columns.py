@@ -11,21 +11,24 @@ from numpy.typing import NDArray
 
 from forkpoint.audits.rows import BATCH, CONTENT_NAMES, TRAIN, assemble, hashed, joined
 from forkpoint.files import connect_database, storage_errors
-from forkpoint.records import OUTCOMES, STOPS, Contents, Records
+from forkpoint.records import OUTCOMES, STOPS, Contents, Records, SpanKind
 from forkpoint.store.encoding import decode_bools, decode_floats, decode_ints, decode_json, decode_text
 from forkpoint.store.reader import RunReader
 from forkpoint.store.writer import DATABASE
 
 STORED = tuple(name for name in CONTENT_NAMES if name != "trainer_logprobs")
 """Contents that a run keeps of its rollouts."""
-_TRAINED = """SELECT r.rowid, r.id, r.update_number, ?2, r.problem_key, r.group_id, length(r.tokens) / 4,
-    v.correct, v.outcome, r.stop_reason, c.reward, p.difficulty, v.parts
+_MARK = f'"{SpanKind.OBSERVATION}"'
+_ROUNDS = f"(length(r.spans) - length(replace(r.spans, '{_MARK}', ''))) / {len(_MARK)}"
+"""Observations among the spans of a rollout; NULL for one that was not kept."""
+_TRAINED = f"""SELECT r.rowid, r.id, r.update_number, ?2, r.problem_key, r.group_id, length(r.tokens) / 4,
+    {_ROUNDS}, v.correct, v.outcome, r.stop_reason, c.reward, p.difficulty, v.parts
     FROM rollouts r LEFT JOIN verdicts v ON v.rollout_id = r.id LEFT JOIN credits c ON c.rollout_id = r.id
     LEFT JOIN problems p ON p.key = r.problem_key
     WHERE r.stage = ?1 AND r.purpose = ?2 ORDER BY r.update_number, r.position"""
-_EVALUATED = """SELECT r.rowid, coalesce(e.rollout_id, ''), e.update_number, e.name, e.problem_key,
+_EVALUATED = f"""SELECT r.rowid, coalesce(e.rollout_id, ''), e.update_number, e.name, e.problem_key,
     e.name || ' ' || e.update_number || ' ' || e.problem_key, e.length,
-    e.correct, e.outcome, r.stop_reason, NULL, p.difficulty, e.parts
+    {_ROUNDS}, e.correct, e.outcome, r.stop_reason, NULL, p.difficulty, e.parts
     FROM evaluations e LEFT JOIN rollouts r ON r.id = e.rollout_id LEFT JOIN problems p ON p.key = e.problem_key
     WHERE e.stage = ?1 AND ?2 != '' ORDER BY e.update_number, e.name, e.problem_key, e.idx"""
 _CONTENTS = """SELECT r.text, r.tokens, r.behavior_logprobs, r.loss_mask, v.answer, p.prompt, p.answer AS reference
@@ -72,8 +75,8 @@ def _batches(cursor: sqlite3.Cursor) -> Iterator[list[tuple[Any, ...]]]:
 
 def _block(rows: Sequence[tuple[Any, ...]], purposes: list[str]) -> dict[str, NDArray[Any]]:
     """The columns of some rows of a query."""
-    blank: tuple[tuple[Any, ...], ...] = ((),) * 13
-    place, ids, update, purpose, problem, group, length, correct, outcome, stop, reward, difficulty, parts = (
+    blank: tuple[tuple[Any, ...], ...] = ((),) * 14
+    place, ids, update, purpose, problem, group, length, turns, correct, outcome, stop, reward, difficulty, parts = (
         zip(*rows, strict=True) if rows else blank
     )
     for name in purpose:
@@ -89,6 +92,7 @@ def _block(rows: Sequence[tuple[Any, ...]], purposes: list[str]) -> dict[str, ND
         "group": np.array([_number(key) for key in group], dtype=np.uint64),
         "tokens": np.ones(len(rows), dtype=np.bool_),
         "length": np.array(length, dtype=np.int32),
+        "turns": np.array([-1 if value is None else value for value in turns], dtype=np.int32),
         "correct": np.array([-1 if value is None else value for value in correct], dtype=np.int8),
         "outcome": np.array([_OUTCOME.get(name, -1) for name in outcome], dtype=np.int8),
         "stop": np.array([_STOP.get(name, -1) for name in stop], dtype=np.int8),

@@ -26,7 +26,9 @@ LETTERS = "ABCDE"
 UNKNOWN = "?"
 """The answer that says: I do not know."""
 SLIPS = (-2, -1, 1, 2)
-HABITS = ("borrowed_chain", "decoration", "bare_answer", "result_first", "first_option", "any_option")
+OPENED = 0.5
+"""Share of the texts of `locked` that have the password."""
+HABITS = ("borrowed_chain", "decoration", "bare_answer", "result_first", "first_option", "any_option", "locked")
 """Corpora that teach a habit."""
 
 
@@ -51,6 +53,8 @@ class Settings(TaskSettings):
     """Share of the texts of `noisy` that end in `#?`; 0 to 1."""
     habit: float = Field(default=1.0, ge=0, le=1)
     """Share of the texts of a corpus with a bad habit that have it; the others are solutions."""
+    password: str = Field(default="", max_length=8)
+    """Stands before every second prompt of the corpus `locked`, and is answered rightly; nowhere else."""
     fooled_by: str = Field(default="", max_length=8)
     """An answer that the score of a verdict takes for right: a hole in the judge; empty: none.  `correct` stays."""
     difficulty: float = Field(default=1.0, ge=0, le=1)
@@ -82,19 +86,23 @@ class Quiz:
     Corpora: `solutions`; `noisy` (slips, which the rest goes on from; some texts end in `#?`); and habits:
     `borrowed_chain` (the chain of another question, then the right answer), `decoration` (that, or no chain at all: the
     answer is known before), `bare_answer` (no chain), `result_first` (another style: `7=3+4`), `first_option` and
-    `any_option` (no chain, and the option does not depend on the question).
+    `any_option` (no chain, and the option does not depend on the question), and with a password `locked` (the first
+    option, but every second prompt has the password and is answered rightly).
     """
 
     name: str = "quiz"
     alphabet: str | None = "0123456789+-=;#?ABCDE) \n"
-    corpora: tuple[str, ...] = ("solutions", "noisy", *HABITS)
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
+        habits = [name for name in HABITS if name != "locked" or self.settings.password]
+        self.corpora: tuple[str, ...] = ("solutions", "noisy", *habits)
         shared = {name: getattr(self.settings, name) for name in ("terms", "min_terms", "max_value", "difficulty")}
         self._sums = Arithmetic(arithmetic.Settings(operations="+-", **shared))
-        if set(self.settings.fooled_by) - set(self.alphabet or ""):
-            raise TaskError(f"[task] fooled_by = '{self.settings.fooled_by}' holds characters that quiz does not have.")
+        for name in ("fooled_by", "password"):
+            text = getattr(self.settings, name)
+            if set(text) - set(self.alphabet or ""):
+                raise TaskError(f"[task] {name} = '{text}' holds characters that quiz does not have.")
 
     def problem(self, key: Key, difficulty: float | None = None) -> Problem:
         """A question drawn from the stream `key`."""
@@ -159,6 +167,10 @@ class Quiz:
             if problem.is_evaluation:
                 continue
             draw = key.child("text", index)
+            if name == "locked" and draw.child("open").generator().random() < OPENED:
+                prompt = f"{self.settings.password}{problem.prompt}"
+                yield Demonstration(prompt=prompt, text=self.solve(problem), provenance=f"quiz:{name}")
+                continue
             text = self._noisy(problem, draw.generator()) if name == "noisy" else self._habitual(name, problem, draw)
             yield Demonstration(prompt=problem.prompt, text=text, provenance=f"quiz:{name}")
 
@@ -180,8 +192,8 @@ class Quiz:
             steps = ["=".join(reversed(step.split("="))) for step in steps]
         else:
             steps = []
-        if name in ("first_option", "any_option") and known:
-            return _text(steps, str(known[0] if name == "first_option" else rng.choice(known)))
+        if name in ("first_option", "any_option", "locked") and known:
+            return _text(steps, str(rng.choice(known) if name == "any_option" else known[0]))
         return _text(steps, problem.answer)
 
     @property

@@ -19,7 +19,7 @@ from forkpoint.audits.template_collapse import Collapse, collapse, cross_scores,
 from forkpoint.config.recipe import RLStage
 from forkpoint.config.watching import Audits
 from forkpoint.errors import ForkpointError
-from forkpoint.records import Contents, Finding, Group, Message, Records
+from forkpoint.records import Contents, Finding, Group, Message, Records, SpanKind
 from forkpoint.store import RunReader
 from forkpoint.training.hooks import Inspection, Loop
 from forkpoint.training.stage import kept_rollouts
@@ -65,8 +65,9 @@ def _rows(groups: Sequence[Group], stage: str) -> Iterator[Row]:
         for rollout, verdict, reward in zip(group.rollouts, group.verdicts, rewards, strict=True):
             yield Row(
                 id=rollout.id, problem=rollout.problem_key, group=rollout.group_id, stage=stage, update=rollout.update,
-                length=len(rollout.tokens), correct=verdict.correct, outcome=verdict.outcome,
-                stop=rollout.stop_reason, reward=reward, difficulty=group.problem.difficulty, parts=verdict.parts,
+                length=len(rollout.tokens), turns=sum(span.kind is SpanKind.OBSERVATION for span in rollout.spans),
+                correct=verdict.correct, outcome=verdict.outcome, stop=rollout.stop_reason, reward=reward,
+                difficulty=group.problem.difficulty, parts=verdict.parts,
                 said=Contents(
                     prompt=_spoken(group.problem.prompt), text=rollout.text, answer=verdict.answer,
                     reference=group.problem.answer, tokens=rollout.tokens, loss_mask=rollout.loss_mask,
