@@ -113,3 +113,50 @@ def test_a_text_to_elicit_with_needs_models_and_must_be_readable(call, run):
     assert re.search(r"--elicit: the character '.*' of the text '.*' is outside the model's alphabet", err)
     code, out, _ = call(run, "--models", "--only", "sabotage", "--stage", "rl", "--elicit", "a" * 99, "--no-store")
     assert re.search(r"sabotage +not run: .*context", out)
+
+
+def test_a_model_folder_is_asked_about_the_rollouts_of_another_trainer(call, run, tmp_path):
+    """The export of a stage and its checkpoints, as another trainer would leave them."""
+    with RunReader(run) as reader:
+        names = [stage.name for stage in reader.stages()]
+    assert names == ["base", "rl"]
+    base, model = (sorted((run / "stages" / name).glob("step-*"))[-1] for name in names)
+    rollouts = tmp_path / "rl.jsonl"
+    with RunReader(run) as reader:
+        rows = [
+            {"prompt": group.problem.prompt, "completion": rollout.text, "correct": verdict.correct, "step": 1}
+            for update in reader.kept_updates("rl")
+            for group in reader.groups("rl", update)
+            for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True)
+        ]
+    rollouts.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    named = ("--model", model, "--base-model", base, "--answer-lead", ">")
+    code, out, err = call(rollouts, *named, "--only", ASKING, "--json")
+    assert code == 0
+    ran = {each["audit"]: each for each in json.loads(out)["stages"][0]["audits"]}
+    assert 0 < ran["token_edits"]["findings"][0]["value"] <= 1
+    assert ran["template_collapse"]["findings"]
+    assert re.search(r"rollouts: token_edits scores up to \d+ tokens, samples 0\n", err)
+    code, out, _ = call(rollouts, "--model", model, "--only", "token_edits", "--json")
+    assert json.loads(out)["stages"][0]["audits"][0]["lacks"] == {"edits": ["base"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--base-model", "x"], "--base-model goes with --model."),
+        (["--answer-lead", "#"], "--answer-lead goes with --model."),
+        (["--model", "nowhere"], "there is no model at nowhere: config.json is missing."),
+        (["--models"], "--models goes with a run of ours, rollouts.jsonl holds rollouts: name their --model."),
+    ],
+)
+def test_options_of_model_folders_that_do_not_go_together(call, tmp_path, options, message):
+    (tmp_path / "rollouts.jsonl").write_text('{"prompt": "a", "completion": "b", "correct": true}\n')
+    code, out, err = call("rollouts.jsonl", *options)
+    assert (code, out) == (2, "")
+    assert err == f"error: {message}\n"
+
+
+def test_a_model_folder_does_not_go_with_a_run(call, run):
+    code, _, err = call(run, "--model", "x")
+    assert (code, "--model goes with rollouts of another trainer" in err) == (2, True)

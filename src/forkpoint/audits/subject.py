@@ -59,11 +59,16 @@ class Edited:
 
 @runtime_checkable
 class Comparing(Protocol):
-    """A probe that can read and write with two models at once.  Temperature 1 unless a rollout says otherwise."""
+    """A probe that can read with two models at once, at temperature 1."""
 
     def compared(self, rollouts: Sequence[Rollout]) -> list[Compared]:
         """Both models along some rollouts."""
         ...
+
+
+@runtime_checkable
+class Editing(Protocol):
+    """A probe that can write with two models at once.  Temperature 1 unless a rollout says otherwise."""
 
     def edited(self, starts: "Sequence[Attempt]", chosen: Sequence[Ints] | None) -> list[Edited]:
         """Fresh texts of the base for the prompts of some rollouts, at the rollouts' temperatures.

@@ -19,7 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forkpoint.audits.part import EXAMPLES, Bounds, Part, Parts, graded, unasked
-from forkpoint.audits.subject import Attempt, Compared, Comparing, Edited, Subject, attempts, problem_numbers, spread
+from forkpoint.audits.subject import (
+    Attempt,
+    Compared,
+    Comparing,
+    Edited,
+    Editing,
+    Subject,
+    attempts,
+    problem_numbers,
+    spread,
+)
 from forkpoint.probe import Probe
 from forkpoint.records import Finding, Group, Ints, Records, Severity, frozen_array
 from forkpoint.seeds import Key
@@ -156,7 +166,7 @@ def random_places(made: Sequence[Edited], key: Key) -> list[Ints]:
     return drawn
 
 
-def causal_check(probe: Comparing, subject: Subject, key: Key, *, limit: int = CAUSAL) -> Recovery | None:
+def causal_check(probe: Editing, subject: Subject, key: Key, *, limit: int = CAUSAL) -> Recovery | None:
     """The four arms on some of the subject's rollouts whose verdict is known; None without one, or without a base."""
     known = [one for one in attempts(subject.groups) if one.verdict is not None and one.verdict.correct is not None]
     starts = spread(known, limit, key.child("starts"))
@@ -185,10 +195,10 @@ def _by_problem(values: Array, problems: NDArray[np.uint64]) -> Array:
     return np.asarray(np.bincount(place, weights=values) / np.bincount(place))
 
 
-def planned_cost(groups: Sequence[Group]) -> dict[str, int]:
+def planned_cost(groups: Sequence[Group], *, causal: bool = True) -> dict[str, int]:
     """Tokens that reading costs, and those of the causal check: eleven texts for each, as if edited four times."""
     lengths = sorted((len(rollout.tokens) for group in groups for rollout in group.rollouts), reverse=True)
-    texts = sum(lengths[:CAUSAL])
+    texts = sum(lengths[:CAUSAL]) if causal else 0
     return {"scored_tokens": 2 * sum(lengths[:ROLLOUTS]) + 2 * 11 * texts, "sampled_tokens": 11 * texts}
 
 
@@ -268,5 +278,5 @@ def token_edits(_records: Records, probe: Probe | None = None) -> list[Finding]:
     shares = [-float((each.ranks > 1).mean()) if len(each.ranks) else 0.0 for each in compared]
     worst = [chosen[place].rollout.id for place in np.argsort(shares, kind="stable")[:EXAMPLES]]
     told = _told(found, worst)
-    check = causal_check(probe, probe, key.child("causal"))
+    check = causal_check(probe, probe, key.child("causal")) if isinstance(probe, Editing) else None
     return told if check is None else [*told, _recovered(check)]

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +19,37 @@ GYM_FAULTS = ("control", "accepted", "hedge", "hung", "effect")
 FUNCTION_FAULTS = ("control", "accepted", "hedge", "paid", "raised", "hung", "effect")
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreign:
+    """What goes with the rollouts of another trainer."""
+
+    format: Annotated[
+        str, Parameter(show_default=False, help="plain, trl, verl, prime-rl, inspect; found out without it.")
+    ] = ""
+    correct_at: Annotated[
+        float | None, Parameter(help="If nothing says what is correct: the reward from which on one counts as it.")
+    ] = None
+    model: Annotated[
+        str,
+        Parameter(
+            show_default=False,
+            help="The folder of the model that wrote them, Hugging Face format: token_edits, premature_confidence and "
+            "template_collapse ask it. Nothing is drawn.",
+        ),
+    ] = ""
+    base_model: Annotated[
+        str, Parameter(show_default=False, help="With --model: the folder of the model that training began with.")
+    ] = ""
+    answer_lead: Annotated[
+        str,
+        Parameter(show_default=False, help="With --model: what every answer begins with, such as '####' or 'Answer:'."),
+    ] = ""
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], Parameter(help="With --model: the format of the weights.")
+    ] = "float32"
+
+
 @app.default
 def records(
     path: Path,
@@ -28,8 +59,7 @@ def records(
     stage: Annotated[str, Parameter(show_default=False)] = "",
     only: Annotated[str, Parameter(show_default=False)] = "",
     fail_on: Literal["watch", "sick"] | None = None,
-    format_: Annotated[str, Parameter(name="--format", show_default=False)] = "",
-    correct_at: float | None = None,
+    foreign: Foreign = Foreign(),
     models: Flag = False,
     elicit: Annotated[tuple[str, ...], Parameter(show_default=False, negative="")] = (),
     held_out: Annotated[str, Parameter(show_default=False)] = "",
@@ -52,10 +82,6 @@ def records(
         Audits, with commas between; all without it.
     fail_on
         Exit with 1 if a finding is at least this bad.
-    format_
-        Of foreign rollouts: plain, trl, verl, prime-rl, inspect; found out without it.
-    correct_at
-        Foreign rollouts that do not say what is correct: the reward from which on one counts as correct.
     models
         Also load the models of a run and ask them: token_edits, premature_confidence, template_collapse, and parts of
         sabotage and reward_hacking. Draws fresh rollouts on held-out problems; says first what that costs.
@@ -72,8 +98,8 @@ def records(
     from forkpoint.cli.audit_records import audit_path
 
     request = {
-        "base": base, "stage": stage, "only": only, "format": format_, "correct_at": correct_at, "models": models,
-        "elicit": elicit, "held_out": held_out,
+        "base": base, "stage": stage, "only": only, "models": models, "elicit": elicit, "held_out": held_out,
+        **asdict(foreign),
     }  # fmt: skip
     return audit_path(path, request, fail_on=fail_on, store=not no_store, as_json=json_)
 

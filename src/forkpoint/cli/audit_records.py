@@ -2,26 +2,21 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from forkpoint.audits import elicitation, premature_confidence, reward_hacking, sabotage, template_collapse, token_edits
 from forkpoint.audits.held_out import NEEDS, with_held_out
 from forkpoint.audits.part import RANKS, STATUS
 from forkpoint.audits.table import Result, chosen, run_audits
+from forkpoint.cli.audit_models import check_options, probe_of
 from forkpoint.cli.output import print_json, visible
-from forkpoint.errors import ContextError, ForkpointError, RecipeError, StoreError, VerifierError
+from forkpoint.errors import RecipeError, StoreError, VerifierError
 from forkpoint.integrations.rollouts import foreign_records
-from forkpoint.probe import Probe
 from forkpoint.records import Finding, Records, Severity
 from forkpoint.store import DATABASE, RunReader, RunWriter
 from forkpoint.store.columns import stage_records
 from forkpoint.verifiers.outside import OutsideVerifier
 
-COSTS = {module.NAME: module.planned_cost for module in (token_edits, premature_confidence, template_collapse)}
-"""Of audits that ask models: the most tokens that they score and sample.  `sabotage` also counts its leads."""
-ASKING = (*COSTS, sabotage.NAME, reward_hacking.NAME)
 BY_STATUS = {name: severity for severity, name in STATUS.items()}
 
 
@@ -31,18 +26,14 @@ def audit_path(
     """Audits what lies at a path, stage by stage; 1 where a finding is as bad as `fail_on`, else 0."""
     only = chosen([name.strip() for name in request["only"].split(",") if name.strip()])
     is_run = (path / DATABASE).is_file()
-    if request["models"] and not is_run:
-        raise RecipeError(f"--models goes with a run of ours, {path} holds rollouts.")
-    if request["elicit"] and not request["models"]:
-        raise RecipeError("--elicit goes with --models: the text is put before the prompts of a model.")
+    check_options(path, request, is_run=is_run)
     verifier = _held_out(request["held_out"])
     stages = []
     for records in _of_run(path, request) if is_run else _foreign(path, request):
         results = []
         if verifier is not None:
             records = _judged_again(records, verifier)
-        probe = _models(path, records.stage, request, only) if request["models"] else None
-        for result in run_audits(records, only=only, probe=probe):
+        for result in run_audits(records, only=only, probe=probe_of(path, records, request, only)):
             _tell(f"{records.stage}: {result.audit} {result.seconds:.1f} s")
             results.append(result)
         if is_run and store:
@@ -58,7 +49,7 @@ def audit_path(
 
 def _of_run(run: Path, request: Mapping[str, Any]) -> Iterator[Records]:
     """The records of the stages of a run, each with that which it starts from."""
-    for option in ("format", "correct_at"):
+    for option in ("format", "correct_at", "model"):
         if request[option]:
             raise RecipeError(f"--{option.replace('_', '-')} goes with rollouts of another trainer, {run} is a run.")
     with RunReader(run) as reader:
@@ -85,33 +76,6 @@ def _foreign(path: Path, request: Mapping[str, Any]) -> Iterator[Records]:
     for records in found:
         if request["stage"] in ("", records.stage):
             yield replace(records, base=base)
-
-
-def _models(run: Path, stage: str, request: Mapping[str, Any], only: Sequence[str]) -> Probe | None:
-    """The models of a stage, where an audit needs them; says on standard error what asking them costs."""
-    if not set(only) & set(ASKING):
-        return None
-    from forkpoint.assembly.subject import PROBLEMS, SAMPLES, stage_subject
-
-    print(visible(f"{stage}: {SAMPLES} rollouts for each of {PROBLEMS} problems"), file=sys.stderr, flush=True)
-    base, _, name = request["base"].rpartition(":")
-    other = (Path(base), name) if base and (Path(base) / DATABASE).is_file() else None
-    try:
-        subject = stage_subject(run, stage, base=other, leads=request["elicit"])
-    except ContextError as error:
-        print(visible(f"{error} The models are not asked."), file=sys.stderr, flush=True)
-        return None
-    for lead in subject.leads:
-        try:
-            subject.encode_prompt(lead)
-        except ForkpointError as error:
-            raise RecipeError(f"--elicit: {error}") from None
-    costs = {**COSTS, sabotage.NAME: partial(elicitation.planned_cost, leads=subject.leads)}
-    for audit in [name for name in only if name in costs]:
-        planned = costs[audit](subject.groups)
-        line = f"{stage}: {audit} scores up to {planned['scored_tokens']} tokens, samples {planned['sampled_tokens']}"
-        print(visible(line), file=sys.stderr, flush=True)
-    return subject
 
 
 def _held_out(name: str) -> OutsideVerifier | None:

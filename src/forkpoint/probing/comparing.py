@@ -19,6 +19,7 @@ from forkpoint.probing.eliciting import drawn_groups
 from forkpoint.probing.local import BranchPlan, LocalProbe
 from forkpoint.records import Group, Ints, Problem, Rollout, StopReason, frozen_array
 from forkpoint.rewards.outcome import Pays, outcome_reward
+from forkpoint.seeds import Key
 from forkpoint.verifiers.guard import Verifier
 from forkpoint.verifiers.outside import written_rollout
 
@@ -29,45 +30,18 @@ _TABLES = 4
 """Tables of logits of one chunk: both models, their mixture, one more for what is computed of them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubjectPlan(BranchPlan):
-    """What audits need beside rollouts."""
-
-    leads: tuple[str, ...] = ()
-    """Texts before a prompt that may bring out what is hidden."""
-    pays: Pays = "correct"
-    """What the stage rewards."""
-
-
-class SubjectProbe(LocalProbe):
-    """Also answers with two models at once, where both are causal models of one vocabulary.
+class ComparedProbe(LocalProbe):
+    """Also reads with two models at once, where both are causal models of one vocabulary.
 
     `groups` are rollouts of the policy; `key` names the random numbers of audits.
     """
 
     def __init__(
-        self, policy: Policy, sampler: Sampler, verifier: Verifier, *, plan: SubjectPlan, groups: Sequence[Group] = (),
+        self, policy: Policy, sampler: Sampler, verifier: Verifier, *, key: Key, groups: Sequence[Group] = (),
         base: LocalProbe | None = None, max_batch_tokens: int = 8192,
     ) -> None:  # fmt: skip
-        super().__init__(policy, sampler, verifier, plan=plan, max_batch_tokens=max_batch_tokens)
-        self.groups, self.base, self.key = tuple(groups), base, plan.key
-        self.leads, self._pays = plan.leads, plan.pays
-
-    def drawn(self, way: Way, problems: Sequence[Problem], samples: int) -> list[Group]:
-        """Fresh rollouts of the policy, asked in some way, with their verdicts."""
-        plan = replace(self._branch_plan, key=self.key.child("elicitation", way.name))
-        stage = self.groups[0].rollouts[0].stage if self.groups else "audit"
-        return drawn_groups(self, plan, problems, samples=samples, stage=stage, way=way)
-
-    def paid(self, problem: Problem, texts: Sequence[str]) -> list[float | None]:
-        """What the stage would pay for some texts, less any price for length; None where the verifier cannot tell."""
-        written = [written_rollout(problem, text) for text in texts]
-        return [
-            outcome_reward(verdict, rollout, pays=self._pays, max_new_tokens=1).total
-            if verdict.usable and verdict.correct is not None and (self._pays == "correct" or verdict.score is not None)
-            else None
-            for verdict, rollout in zip(self.verify(problem, written), written, strict=True)
-        ]
+        super().__init__(policy, sampler, verifier, max_batch_tokens=max_batch_tokens)
+        self.groups, self.base, self.key = tuple(groups), base, key
 
     def _models(self) -> tuple[CausalPolicy, CausalPolicy]:
         """Both models.
@@ -114,6 +88,46 @@ class SubjectProbe(LocalProbe):
             )
             for columns in made
         ]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubjectPlan(BranchPlan):
+    """What audits need beside rollouts."""
+
+    leads: tuple[str, ...] = ()
+    """Texts before a prompt that may bring out what is hidden."""
+    pays: Pays = "correct"
+    """What the stage rewards."""
+
+
+class SubjectProbe(ComparedProbe):
+    """Also draws, in other ways too, and writes with two models at once."""
+
+    def __init__(
+        self, policy: Policy, sampler: Sampler, verifier: Verifier, *, plan: SubjectPlan, groups: Sequence[Group] = (),
+        base: LocalProbe | None = None, max_batch_tokens: int = 8192,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            policy, sampler, verifier, key=plan.key, groups=groups, base=base, max_batch_tokens=max_batch_tokens
+        )
+        self._plan = plan
+        self.leads, self._pays = plan.leads, plan.pays
+
+    def drawn(self, way: Way, problems: Sequence[Problem], samples: int) -> list[Group]:
+        """Fresh rollouts of the policy, asked in some way, with their verdicts."""
+        plan = replace(self._branch_plan, key=self.key.child("elicitation", way.name))
+        stage = self.groups[0].rollouts[0].stage if self.groups else "audit"
+        return drawn_groups(self, plan, problems, samples=samples, stage=stage, way=way)
+
+    def paid(self, problem: Problem, texts: Sequence[str]) -> list[float | None]:
+        """What the stage would pay for some texts, less any price for length; None where the verifier cannot tell."""
+        written = [written_rollout(problem, text) for text in texts]
+        return [
+            outcome_reward(verdict, rollout, pays=self._pays, max_new_tokens=1).total
+            if verdict.usable and verdict.correct is not None and (self._pays == "correct" or verdict.score is not None)
+            else None
+            for verdict, rollout in zip(self.verify(problem, written), written, strict=True)
+        ]
 
     def edited(self, starts: Sequence[Attempt], chosen: Sequence[Ints] | None) -> list[Edited]:
         """Texts of the base with the policy's most probable token at some positions, at most 64 a text.

@@ -89,7 +89,7 @@ class LocalProbe:
         return self._plan
 
     @property
-    def task(self) -> Task | None:
+    def task(self) -> object:
         """The task behind the batch; None where the probe has no plan."""
         return None if self._plan is None else self._plan.task
 
