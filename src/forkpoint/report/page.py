@@ -14,10 +14,11 @@ from markupsafe import Markup
 
 from forkpoint import __version__
 from forkpoint.files import write_text_atomic
-from forkpoint.records import Finding, Severity
+from forkpoint.records import Severity
 from forkpoint.report.arms import Arm, arms, compare_with_parents, resolved_recipe
 from forkpoint.report.charts import Dot, color_class, dot_chart, length_chart, line_chart
 from forkpoint.report.curves import Curve, learning_curves, length_histograms
+from forkpoint.report.health import StageHealth, health
 from forkpoint.report.postmortems import PostmortemView, postmortems
 from forkpoint.report.reflections import AttemptView, reflections
 from forkpoint.report.rollouts import ExampleView, GroupView, examples, outcome_mark, training_groups
@@ -42,8 +43,6 @@ MAX_EVENTS = 200
 """Events shown, the last ones."""
 MAX_TEXT = 24_000
 """Characters of any one text shown."""
-MAX_FINDINGS = 50
-"""Findings of a stage shown, the worst first."""
 MAX_RECIPE = 20_000
 """Characters of the recipe shown."""
 
@@ -89,8 +88,7 @@ class RunPage:
     """Rollouts that have a postmortem, shown or not."""
     reflections: Sequence[AttemptView]
     stages: Sequence[StageRow]
-    health: Sequence[tuple[str, int, Sequence[Finding], int]]
-    """Stage, slot, its findings with the worst first, and how many more there are."""
+    health: Sequence[StageHealth]
     events: Sequence[Event]
     earlier_events: int
 
@@ -232,22 +230,10 @@ def _run_page(reader: RunReader, prefix: str) -> RunPage:
             )
             for stage in stages
         ],
-        health=_health(reader, slots),
+        health=health(reader, slots, texts, prefix),
         events=events[-MAX_EVENTS:],
         earlier_events=max(0, len(events) - MAX_EVENTS),
     )
-
-
-def _health(reader: RunReader, slots: Mapping[str, int]) -> list[tuple[str, int, Sequence[Finding], int]]:
-    """What audits and the doctor say of each stage; of what is fine only the last word of each audit."""
-    rows: list[tuple[str, int, Sequence[Finding], int]] = []
-    for stage, slot in slots.items():
-        found = reader.findings(stage)
-        fine = list({finding.audit: finding for finding in found if finding.severity is Severity.INFO}.values())
-        bad = sorted((f for f in found if f.severity is not Severity.INFO), key=lambda f: f.severity)
-        if found:
-            rows.append((stage, slot, [*bad[:MAX_FINDINGS], *fine[:MAX_FINDINGS]], max(0, len(bad) - MAX_FINDINGS)))
-    return rows
 
 
 def _recipe_text(run: Path) -> str:
