@@ -78,6 +78,9 @@ def test_texts_go_to_a_problem_with_another_answer():
     assert [key for key, text in subject.calls if text == "x#2"] == ["c", "c", "a"]
     assert ("c", "x#1") in subject.calls
     assert ("b", "x#1") not in subject.calls
+    ring = Paid(sound, ["x#{}"], answers={"a": "1", "b": "2", "c": "3"})
+    canary_answers("reward_hacking", ring)
+    assert [key for key, text in ring.calls if text == "x#2"] == ["b", "b", "c"]
     same = Paid(sound, ["x#{}"], answers=dict.fromkeys("abc", "1"))
     assert len(canary_answers("reward_hacking", same)) == 1
     unknown = Paid(lambda problem, text: 1.0, ["x"], answers=dict.fromkeys("abc", ""))

@@ -94,7 +94,8 @@ def test_findings_are_those_of_ours_but_for_what_must_be_drawn(written):
     assert not any("answer nothing" in finding.claim for finding in results["reward_hacking"].findings)
 
 
-def test_tokens_of_another_tokenizer_are_made_anew_from_the_text(written):
+@pytest.mark.parametrize("tokens", [[99999, 3], [3, 3], [-1, 3]], ids=["beyond", "another text", "negative"])
+def test_tokens_of_another_tokenizer_are_made_anew_from_the_text(written, tokens):
     folder, ours = written
     readable = [
         replace(group, rollouts=tuple(kept), verdicts=group.verdicts[: len(kept)])
@@ -102,7 +103,7 @@ def test_tokens_of_another_tokenizer_are_made_anew_from_the_text(written):
         if (kept := [rollout for rollout in group.rollouts if UNREADABLE not in rollout.text])
     ]
     assert len(readable) > 2
-    write(folder / "other.jsonl", readable, tokens=[99999, 3])
+    write(folder / "other.jsonl", readable, tokens=tokens)
     probe, _ = probe_of(folder, "other.jsonl")
     for group in probe.groups:
         for rollout in group.rollouts:
