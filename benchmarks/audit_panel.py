@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +30,7 @@ from cells import CELLS, Cell, start
 from scipy import stats
 
 from forkpoint.assembly.subject import stage_subject
-from forkpoint.audits import mismatch, token_edits
+from forkpoint.audits import mismatch
 from forkpoint.audits.part import STATUS
 from forkpoint.audits.rows import Row, records_of
 from forkpoint.audits.table import AUDITS, Result, run_audits
@@ -70,8 +70,6 @@ class Panel:
     seeds: tuple[int, ...]
     leads: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Of some patients texts before the prompts that `sabotage` tries."""
-    differing: Mapping[str, int] = field(default_factory=dict)
-    """Of healthy runs (`PATIENT-SEED`) how many tokens differ, where a cell has an interval narrower than `of_few`."""
 
     def cells(self, *, tuning: bool = False) -> list[Cell]:
         """Seed by seed."""
@@ -106,7 +104,7 @@ def read_panel(path: Path, *, recipes: Path = RECIPES) -> Panel:
         raise ForkpointError(f"{path.name}: tuning = {table['tuning']} and seeds = {table['seeds']} share a seed.")
     lists = {name: tuple(table[name]) for name in ("doses", "controls", "cures", "tuning", "seeds")}
     patients = {patient: recipes / name for patient, name in table["patients"].items()}
-    maps = {name: table.get(name, {}) for name in ("temperatures", "leads", "differing")}
+    maps = {name: table.get(name, {}) for name in ("temperatures", "leads")}
     return Panel(base=table["base"], patients=patients, **maps, **lists)
 
 
@@ -143,7 +141,14 @@ def keep_cell(panel: Panel, cell: Cell, runs: Path) -> None:
     folder = runs / cell.name
     recipe = load_recipe(folder / "recipe.toml")
     audited = {
-        name: audited_stage(folder, name, panel.base, panel.audits(name, cell.arm), leads=panel.leads.get(cell.arm, ()))
+        name: audited_stage(
+            folder,
+            name,
+            panel.base,
+            panel.audits(name, cell.arm),
+            leads=panel.leads.get(cell.arm, ()),
+            asked=name in panel.controls or asks_models(audit_of(cell.arm), of=any),
+        )
         for name in (stage.name for stage in recipe.stage)
         if name != panel.base
     }
@@ -170,11 +175,13 @@ def keep_cell(panel: Panel, cell: Cell, runs: Path) -> None:
 
 
 def audited_stage(
-    folder: Path, stage: str, base: str, audits: Sequence[str], *, problems: int = PROBLEMS, leads: Sequence[str] = ()
-) -> dict[str, Any]:
-    """What some audits say of a stage of a run, against its base and with its models."""
+    folder: Path, stage: str, base: str, audits: Sequence[str], *, problems: int = PROBLEMS, leads: Sequence[str] = (),
+    asked: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """What some audits say of a stage of a run, against its base and, where `asked`, with its models."""
     records = stage_records(folder, stage, base=stage_records(folder, base))
-    subject = stage_subject(folder, stage, base=(folder, base), problems=problems, leads=leads)
+    other = (folder, base)
+    subject = stage_subject(folder, stage, base=other, problems=problems, leads=leads) if asked else None
     return {result.audit: told(result) for result in run_audits(records, only=audits, probe=subject)}
 
 
@@ -202,9 +209,9 @@ def mistaken_stage(folder: Path, temperature: float, *, stage: str = "healthy") 
     return {result.audit: told(result) for result in run_audits(records_of(rows), only=[mismatch.NAME])}
 
 
-def asks_models(audit: str) -> bool:
-    """Whether no part of an audit can do without a model."""
-    return all("probe" in needs for needs in AUDITS[audit].needs.values())
+def asks_models(audit: str, *, of: Callable[[Iterable[bool]], bool] = all) -> bool:
+    """Whether all parts of an audit, or any, need a model."""
+    return of(bool({"probe", "draws", "verifier"} & set(needs)) for needs in AUDITS[audit].needs.values())
 
 
 def told(result: Result) -> dict[str, Any]:
@@ -237,36 +244,6 @@ def solve_rate(reader: RunReader, stage: str) -> float | None:
 def stored(cells: Sequence[Cell]) -> list[Mapping[str, Any]]:
     """The cells that are done."""
     return [json.loads(cell.place.read_text(encoding="utf-8")) for cell in cells if cell.place.exists()]
-
-
-def regraded(panel: Panel, documents: Documents) -> list[Mapping[str, Any]]:
-    """The cells with the share of shifted tokens of some healthy runs under the interval that `token_edits` has now.
-
-    Raises:
-        ForkpointError: a count that the stored share cannot be a share of.
-    """
-    made = []
-    for cell in documents:
-        count = panel.differing.get(f"{cell['patient']}-{cell['seed']}")
-        made.append(cell if count is None else _regraded(cell, panel.controls, count))
-    return made
-
-
-def _regraded(cell: Mapping[str, Any], controls: Sequence[str], count: int) -> Mapping[str, Any]:
-    changed: dict[str, Any] = json.loads(json.dumps(cell))
-    for stage in controls:
-        result = changed["stages"][stage][token_edits.NAME]
-        shifted = result["findings"][1]
-        hits = round(shifted["value"] * count)
-        if short(hits / count) != shifted["value"]:
-            name = f"{cell['patient']}-{cell['seed']}"
-            raise ForkpointError(f"[differing] {name} = {count}: {shifted['value']} is no share of {count} tokens.")
-        stored_interval = token_edits.Ratio(value=hits / count, interval=tuple(shifted["interval"]))
-        interval = token_edits.of_few(stored_interval, count)
-        shifted |= {"interval": [short(end) for end in interval]}
-        shifted["status"] = STATUS[token_edits.SHIFTED.grade(interval[0])]
-        result["status"] = max((each["status"] for each in result["findings"]), key=list(STATUS.values()).index)
-    return changed
 
 
 def clopper_pearson(hits: int, total: int) -> tuple[float, float]:
@@ -386,7 +363,7 @@ def main() -> int:
     cells = [cell for cell in panel.cells(tuning=asked.tuning) if not only or cell.arm in only]
     if asked.what == "run":
         run_panel(panel, cells, asked.runs, jobs=asked.jobs, budget=60 * asked.budget)
-    documents = regraded(panel, stored(cells))
+    documents = stored(cells)
     if asked.json:
         rows = {"table": table_rows(panel, documents), "values": value_rows(panel, documents)}
         print(json.dumps({"cells": str(CELLS / "audit-panel"), **rows}, indent=1))

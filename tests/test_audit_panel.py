@@ -100,33 +100,6 @@ def test_every_audit_has_a_patient_with_doses_and_a_healthy_twin(panel: ModuleTy
     assert not {cell.place for cell in cells} & {cell.place for cell in read.cells(tuning=True)}
 
 
-def edited(seed: int, share: float, interval: list[float]) -> dict:
-    findings = [
-        {"status": "ok", "value": 0.001, "interval": [0.0, 0.002]},
-        {"status": "sick", "value": share, "interval": interval, "claim": "shifted"},
-    ]
-    return {
-        "patient": "coverage",
-        "seed": seed,
-        "stages": {"healthy": {"token_edits": {"status": "sick", "findings": findings}}},
-    }
-
-
-def test_a_share_of_few_tokens_is_graded_again(panel: ModuleType, tmp_path: Path) -> None:
-    """Wilson, 95 %: 1 of 1 from 0.2065, 3 of 7 from 0.1582, 2 of 2 from 0.3424; bounds 0.05 and 0.25."""
-    cells = [edited(1, 1.0, [1.0, 1.0]), edited(2, 0.42857, [0.42857, 0.42857])]
-    cells += [edited(seed, 1.0, [1.0, 1.0]) for seed in (3, 4)]
-    read = replace(panel.read_panel(panel.EXPERIMENT), differing={"coverage-1": 1, "coverage-2": 7, "coverage-3": 2})
-    found = [cell["stages"]["healthy"]["token_edits"] for cell in panel.regraded(read, cells)]
-    assert [each["status"] for each in found] == ["watch", "watch", "sick", "sick"]
-    lows = [each["findings"][1]["interval"][0] for each in found]
-    assert lows == pytest.approx([0.20654, 0.15822, 0.34237, 1.0], abs=1e-4)
-    # The cells themselves stay as they were measured.
-    assert cells[0]["stages"]["healthy"]["token_edits"]["status"] == "sick"
-    with pytest.raises(ForkpointError, match="no share of 5 tokens"):
-        panel.regraded(replace(read, differing={"coverage-2": 5}), cells)
-
-
 @pytest.mark.parametrize(
     ("line", "wrong", "message"),
     [

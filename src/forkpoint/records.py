@@ -341,7 +341,7 @@ class Records:
     run: str
     stage: str
     has: frozenset[str]
-    """Of: updates (two or more), groups, correct, outcomes, held_out, reward, length, turns (any), stops,
+    """Of: updates (two or more), groups, correct, outcomes, held_out, reward, length, turns, stops,
     difficulty, evaluations, shifted, parts, prompt, text, answer, reference, tokens, behavior_logprobs,
     trainer_logprobs, metrics."""
     ids: NDArray[np.bytes_]

@@ -119,7 +119,7 @@ def by_rounds(before, after):
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 4)), min_size=3, max_size=3))
 def test_within_a_budget_of_tool_rounds_pass_at_k_is_the_share_of_subsets_that_solve_within_it(samples):
     (found,) = by_rounds([samples], [[(True, 4)] * 3])
-    told = found.claim.split(": ", 1)[1].split(", for ")[0].split(", ")
+    told = found.claim.split(": ", 1)[1].split(", before")[0].split(", ")
     assert [part.split()[0] for part in told] == ["0", "1", "2", "3", "4"]
     for limit, part in enumerate(told):
         solved = any(right and rounds <= limit for right, rounds in samples)
@@ -144,3 +144,10 @@ def test_tool_rounds_that_nobody_told_are_no_tries():
     (found,) = by_rounds([[(True, 1), (False, None)]], [[(True, 1), (True, 1)]])
     assert "pass@1 " in found.claim
     assert by_rounds([[(True, 0)]], [[(True, 0)]]) == []
+
+
+def test_a_policy_that_stopped_using_tools_is_seen_and_the_problems_are_those_whose_rounds_are_known():
+    (found,) = by_rounds([[(True, 2)]] * 3, [[(True, 0)]] * 3)
+    assert "0 0.0% to 100.0%" in found.claim
+    (found,) = by_rounds([[(True, 2)], [(True, None)]], [[(True, 0)], [(True, 0)]])
+    assert "on 1 problems" in found.claim

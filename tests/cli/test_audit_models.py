@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 
 import pytest
@@ -93,13 +94,13 @@ def test_other_ways_to_ask_are_tried_and_the_verifier_is_asked_for_canaries(call
     assert code == 0
     sabotage, hacking = json.loads(out)["stages"][0]["audits"]
     (found,) = [each for each in sabotage["findings"] if "Asked plainly" in each["claim"]]
-    assert "the prompt after 'go'" in found["claim"]
+    assert "the prompt after 'go '" in found["claim"]
     assert "(interval for the best of 6)" in found["claim"]
     assert any("Texts that answer nothing" in each["claim"] for each in hacking["findings"])
     assert (sabotage["lacks"].get("elicitation"), hacking["lacks"].get("canary answers")) == (None, None)
     assert re.search(r"rl: sabotage scores up to 0 tokens, samples \d+", err)
     code, out, _ = call(run, "--stage", "rl", *only, "--json")
-    assert json.loads(out)["stages"][0]["audits"][0]["lacks"]["elicitation"] == ["probe"]
+    assert json.loads(out)["stages"][0]["audits"][0]["lacks"]["elicitation"] == ["draws"]
 
 
 def test_a_text_to_elicit_with_needs_models_and_must_be_readable(call, run):
@@ -111,8 +112,9 @@ def test_a_text_to_elicit_with_needs_models_and_must_be_readable(call, run):
     )
     assert (code, out) == (2, "")
     assert re.search(r"--elicit: the character '.*' of the text '.*' is outside the model's alphabet", err)
+    # A text beyond the context is one way less; what the others and the records say stays.
     code, out, _ = call(run, "--models", "--only", "sabotage", "--stage", "rl", "--elicit", "a" * 99, "--no-store")
-    assert re.search(r"sabotage +not run: .*context", out)
+    assert re.search(r"Asked plainly .*weight noise 0.2 .* Beyond the context: the prompt after 'a{99}'\.", out)
 
 
 def test_a_model_folder_is_asked_about_the_rollouts_of_another_trainer(call, run, tmp_path):
@@ -146,6 +148,8 @@ def test_a_model_folder_is_asked_about_the_rollouts_of_another_trainer(call, run
     [
         (["--base-model", "x"], "--base-model goes with --model."),
         (["--answer-lead", "#"], "--answer-lead goes with --model."),
+        (["--raw-prompts"], "--raw-prompts goes with --model."),
+        (["--dtype", "float16"], "--dtype goes with --model."),
         (["--model", "nowhere"], "there is no model at nowhere: config.json is missing."),
         (["--models"], "--models goes with a run of ours, rollouts.jsonl holds rollouts: name their --model."),
     ],
@@ -160,3 +164,26 @@ def test_options_of_model_folders_that_do_not_go_together(call, tmp_path, option
 def test_a_model_folder_does_not_go_with_a_run(call, run):
     code, _, err = call(run, "--model", "x")
     assert (code, "--model goes with rollouts of another trainer" in err) == (2, True)
+
+
+def test_rollouts_that_the_model_cannot_read_leave_the_audits_of_records(call, run, tmp_path):
+    rows = [{"prompt": f"{n} + 1?", "completion": f"#{n}", "correct": False, "step": 1} for n in range(40)]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    model = sorted((run / "stages" / "rl").glob("step-*"))[-1]
+    code, out, err = call("a.jsonl", "--model", model, "--only", "coverage,template_collapse", "--fail-on", "sick")
+    assert code == 0
+    assert "the model can read none of the 40 rollouts: the character" in err
+    assert "The model is not asked." in err
+    assert "template_collapse   not run: lacks probe" in out
+    code, _, err = call("a.jsonl", "--model", model, "--only", "coverage")
+    assert "no model is asked: --only names no audit that asks one" in err
+
+
+def test_a_stage_without_a_checkpoint_leaves_the_audits_of_records(call, run, tmp_path):
+    copy = tmp_path / "cut"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "stages" / "rl")
+    code, out, err = call(copy, "--models", "--only", "template_collapse,coverage", "--no-store")
+    assert code == 0
+    assert "has no checkpoint yet. The models are not asked." in err
+    assert "rl: " in out

@@ -157,7 +157,7 @@ def test_a_held_out_verifier_of_the_user_judges_stored_texts(call, judges):
     (found,) = [one for one in audit["findings"] if "held-out verifier accepts" in one["claim"]]
     assert (found["value"], found["severity"]) == (-1.0, "sick")
     assert "It fell from update 3 on (95 %: 3 to 3)" in found["claim"]
-    assert audit["lacks"] == {"canary answers": ["probe"]}
+    assert audit["lacks"] == {"canary answers": ["verifier"]}
 
 
 def test_a_held_out_verifier_that_cannot_be_asked_is_one_line(call, judges):

@@ -145,7 +145,8 @@ def test_tool_rounds_are_counted(tmp_path, entry):
 def test_without_messages_tool_rounds_are_unknown_and_without_tools_none(tmp_path):
     records, _ = one(lines(tmp_path / "a.jsonl", PLAIN, {**PLAIN, "completion": [LAST]}))
     assert records.turns.tolist() == [-1, 0]
-    assert "turns" not in records.has
+    assert "turns" in records.has
+    assert "turns" not in one(lines(tmp_path / "b.jsonl", PLAIN))[0].has
 
 
 def test_trl_as_parquet_and_csv(tmp_path):

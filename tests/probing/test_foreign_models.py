@@ -14,7 +14,8 @@ from forkpoint.audits.table import run_audits
 from forkpoint.audits.template_collapse import cross_scores
 from forkpoint.audits.token_edits import planned_cost, token_edits
 from forkpoint.errors import ForkpointError
-from forkpoint.integrations.models import ForeignTask, model_probe
+from forkpoint.integrations import models
+from forkpoint.integrations.models import Folders, ForeignTask, model_probe
 from forkpoint.integrations.rollouts import foreign_records
 from forkpoint.policies.texts import UNREADABLE
 from forkpoint.probe import Answerable
@@ -48,7 +49,7 @@ def write(path, groups, **changes):
 
 def probe_of(folder, name="rollouts.jsonl", **options):
     (records,) = foreign_records(folder / name)
-    return model_probe(records, folder / "model", **options)
+    return model_probe(records, Folders(model=folder / "model", **options))
 
 
 def test_the_rollouts_are_read_as_ours_are(written):
@@ -143,7 +144,7 @@ def test_mistakes_are_one_line(written, tmp_path):
     (records,) = foreign_records(folder / "rollouts.jsonl")
     bare = replace(records, has=records.has - {"text"})
     with pytest.raises(ForkpointError, match="--model: the rollouts lack text"):
-        model_probe(bare, folder / "model")
+        model_probe(bare, Folders(model=folder / "model"))
 
 
 def test_the_task_gives_the_reference_answer_once():
@@ -154,6 +155,60 @@ def test_the_task_gives_the_reference_answer_once():
     assert task.early_answer(problem, "1+6=7;#") == ""
     assert ForeignTask().early_answer(problem, "") == ""
     assert task.early_answer(replace(problem, answer=""), "") == ""
+
+
+def test_without_a_lead_or_references_nothing_is_said_of_the_right_answer(written):
+    folder, ours = written
+    write(folder / "unreferenced.jsonl", ours.groups, reference=None)
+    for options in ({}, {"name": "unreferenced.jsonl", "answer_lead": "#"}):
+        probe, _ = probe_of(folder, base=folder / "base", **options)
+        (records,) = foreign_records(folder / "rollouts.jsonl")
+        claims = [finding.claim for finding in premature_confidence(records, probe)]
+        assert not [claim for claim in claims if "right answer" in claim or "lucky" in claim]
+
+
+@pytest.mark.parametrize(("texts", "gap"), [(["a# 4", "b# 5", "c#6"], " "), (["a#4"], ""), (["none"], "")])
+def test_the_right_answer_stands_where_answers_stand(texts, gap):
+    assert models._gap(texts, "#") == gap
+    task = ForeignTask(answer_lead="#", gap=gap)
+    assert task.early_answer(Problem(task="t", key="a", prompt="p", answer="7"), "") == f"#{gap}7"
+
+
+def test_texts_that_hold_answers_of_tools_are_left_out(written):
+    folder, ours = written
+    write(folder / "tools.jsonl", ours.groups, turns=1)
+    with pytest.raises(ForkpointError, match="their texts hold answers of tools"):
+        probe_of(folder, "tools.jsonl")
+
+
+def test_a_base_with_another_tokenizer_is_refused(written, tmp_path):
+    folder, _ = written
+    make_policy(3, extra="abc").save(tmp_path / "odd")
+    with pytest.raises(ForkpointError, match="have different tokenizers"):
+        probe_of(folder, base=tmp_path / "odd")
+
+
+class Templated:
+    """Texts of a tokenizer with a chat template and one special token."""
+
+    class tokenizer:
+        chat_template, all_special_tokens = "yes", ["<|im_start|>"]
+
+        @staticmethod
+        def encode(text, add_special_tokens):
+            assert not add_special_tokens
+            return [len(text)]
+
+    @staticmethod
+    def encode_prompt(text):
+        return np.array([-1])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "raw", "expected"), [("2+2?", False, -1), ("2+2?", True, 4), ("<|im_start|>user", False, 16)]
+)
+def test_a_prompt_goes_through_the_template_once(prompt, raw, expected):
+    assert models._prompt(prompt, Templated, raw=raw).tolist() == [expected]
 
 
 def test_reading_alone_costs_no_samples(written):

@@ -164,6 +164,8 @@ def _by_rounds(records: Records) -> list[Finding]:
         return []
     k = int(min(MAX_K, old.samples.min(), new.samples.min()))
     most = max(int(turns[rows].max()) for turns, rows in zip((found.source.turns, records.turns), known, strict=True))
+    if not most:
+        return []
     made = []
     for limit in (*(limit for limit in ROUNDS if limit < most), most):
         one, two = _shared(*(tries(_within(kept, limit), rows) for (kept, _), rows in zip(sides, known, strict=True)))
@@ -173,7 +175,7 @@ def _by_rounds(records: Records) -> list[Finding]:
     less = [str(limit) for limit, _, _, _, interval in made if interval[1] < 0]
     reading = [f"{word} at {', '.join(at)}" for word, at in (("more", more), ("less", less)) if at]
     claim = (
-        f"pass@{k} by the tool rounds that count: {told}, for {found.about}; "
+        f"pass@{k} by the tool rounds that count: {told}, before and after on {len(old.problem)} problems; "
         f"{' and '.join(reading) or 'no difference that can be told from chance'}."
     )
     _, _, _, gap, interval = made[-1]

@@ -127,7 +127,10 @@ def _right_answer(chain: Chain, cut: int, probe: Probe, task: Answerable) -> Int
 
 
 def right_curves(found: Sequence[Chain], probe: Probe, task: object) -> list[Array | None]:
-    """The probability of the right answer at the cuts of each chain; None where the task cannot be asked."""
+    """The probability of the right answer at the cuts of each chain; None where the task cannot be asked, or not by it.
+
+    A chain that could be right at none of its cuts, the first one included, is one whose right answer is not known.
+    """
     if not isinstance(task, Answerable):
         return [None] * len(found)
     rows = [[_right_answer(chain, cut, probe, task) for cut in chain.cuts] for chain in found]
@@ -138,7 +141,8 @@ def right_curves(found: Sequence[Chain], probe: Probe, task: object) -> list[Arr
         if len(answer)
     ]
     values = iter(_asked(probe, asked))
-    return [np.array([next(values) if len(answer) else 0.0 for answer in row]) for row in rows]
+    found_ = [np.array([next(values) if len(answer) else 0.0 for answer in row]) for row in rows]
+    return [curve if any(map(len, row)) else None for curve, row in zip(found_, rows, strict=True)]
 
 
 def given_curves(found: Sequence[Chain], probe: Probe) -> list[Array | None]:

@@ -164,7 +164,7 @@ PARTS: Parts = {
     "wrong and paid": Part(_paid_wrong, ("reward", "correct")),
     "rising phrases": Part(_phrases, ("text", "updates")),
     "answer absent": Part(_absent, ("text", "reference", "correct", "updates")),
-    "canary answers": Part(unasked, ("probe",)),
+    "canary answers": Part(unasked, ("verifier",)),
 }
 
 

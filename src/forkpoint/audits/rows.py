@@ -191,7 +191,7 @@ def known_columns(
         "outcomes": bool((columns["outcome"] >= 0).any()),
         "stops": bool((columns["stop"] >= 0).any()),
         "length": bool((columns["length"] > 0).any()),
-        "turns": bool((columns["turns"] > 0).any()),
+        "turns": bool((columns["turns"] >= 0).any()),
         "reward": bool(np.isfinite(columns["reward"]).any()),
         "difficulty": bool(np.isfinite(columns["difficulty"]).any()),
         "evaluations": len(purposes) > 1,

@@ -126,7 +126,7 @@ def _finding(
 
 PARTS: Parts = {
     "surface patterns": Part(_patterns, ("correct", "text|answer")),
-    "elicitation": Part(unasked, ("probe",)),
+    "elicitation": Part(unasked, ("draws",)),
 }
 
 

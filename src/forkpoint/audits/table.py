@@ -19,6 +19,8 @@ from forkpoint.audits import (
     token_edits,
     transfer,
 )
+from forkpoint.audits.canary_answers import Paying
+from forkpoint.audits.elicitation import Eliciting
 from forkpoint.audits.part import RANKS, Parts, missing
 from forkpoint.audits.subject import Subject
 from forkpoint.errors import ForkpointError, unknown_name
@@ -34,7 +36,8 @@ class Entry:
 
     function: Audit
     needs: Mapping[str, tuple[str, ...]]
-    """For each part of it, names of `Records.has`; `a|b` is either, `probe` a model, `base` the one before."""
+    """For each part of it, names of `Records.has`; `a|b` is either, `probe` a model, `base` the one before, `draws`
+    a model that can be asked anew, `verifier` the stage's own."""
 
 
 def _entry(function: Audit, parts: Parts) -> Entry:
@@ -112,6 +115,10 @@ def run_audits(records: Records, *, only: Sequence[str] = (), probe: Probe | Non
 
 
 def _lacking(records: Records, needs: Sequence[str], probe: Probe | None) -> tuple[str, ...]:
-    models = {"probe": probe, "base": probe.base if isinstance(probe, Subject) else None}
+    models = {
+        "probe": probe, "base": probe.base if isinstance(probe, Subject) else None,
+        "draws": probe if isinstance(probe, Eliciting) else None,
+        "verifier": probe if isinstance(probe, Paying) else None,
+    }  # fmt: skip
     asked = tuple(name for name, model in models.items() if name in needs and model is None)
     return (*missing(records, [need for need in needs if need not in models]), *asked)

@@ -45,9 +45,14 @@ class Foreign:
         str,
         Parameter(show_default=False, help="With --model: what every answer begins with, such as '####' or 'Answer:'."),
     ] = ""
+    raw_prompts: Annotated[
+        bool,
+        Parameter(negative="", show_default=False, help="With --model: prompts hold the chat template already."),
+    ] = False
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], Parameter(help="With --model: the format of the weights.")
-    ] = "float32"
+        Literal["float32", "bfloat16", "float16"] | None,
+        Parameter(help="With --model: the format of the weights; float32 without it."),
+    ] = None
 
 
 @app.default

@@ -8,7 +8,7 @@ from typing import Any
 
 from forkpoint.audits import elicitation, premature_confidence, reward_hacking, sabotage, template_collapse, token_edits
 from forkpoint.cli.output import visible
-from forkpoint.errors import ContextError, ForkpointError, RecipeError
+from forkpoint.errors import ForkpointError, RecipeError
 from forkpoint.probe import Probe
 from forkpoint.records import Group, Records
 from forkpoint.store import DATABASE
@@ -24,7 +24,7 @@ def check_options(path: Path, request: Mapping[str, Any], *, is_run: bool) -> No
         raise RecipeError(f"--models goes with a run of ours, {path} holds rollouts: name their --model.")
     if request["elicit"] and not request["models"]:
         raise RecipeError("--elicit goes with --models: the text is put before the prompts of a model.")
-    for option in ("base_model", "answer_lead"):
+    for option in ("base_model", "answer_lead", "raw_prompts", "dtype"):
         if request[option] and not request["model"]:
             raise RecipeError(f"--{option.replace('_', '-')} goes with --model.")
 
@@ -35,6 +35,8 @@ def probe_of(path: Path, records: Records, request: Mapping[str, Any], only: Seq
         return _of_run(path, records.stage, request, only)
     if request["model"] and set(only) & set(COSTS):
         return _of_folder(records, request, only)
+    if request["model"] or request["models"]:
+        _say(f"{records.stage}: no model is asked: --only names no audit that asks one")
     return None
 
 
@@ -47,7 +49,8 @@ def _of_run(run: Path, stage: str, request: Mapping[str, Any], only: Sequence[st
     other = (Path(base), name) if base and (Path(base) / DATABASE).is_file() else None
     try:
         subject = stage_subject(run, stage, base=other, leads=request["elicit"])
-    except ContextError as error:
+    except ForkpointError as error:
+        # A prompt beyond the context, or a stage that has no checkpoint yet: the records can be read all the same.
         _say(f"{error} The models are not asked.")
         return None
     for lead in subject.leads:
@@ -59,16 +62,25 @@ def _of_run(run: Path, stage: str, request: Mapping[str, Any], only: Sequence[st
     return subject
 
 
-def _of_folder(records: Records, request: Mapping[str, Any], only: Sequence[str]) -> Probe:
+def _of_folder(records: Records, request: Mapping[str, Any], only: Sequence[str]) -> Probe | None:
     """The model folders that the user names; says on standard error what asking them costs, and what was left out."""
-    from forkpoint.integrations.models import model_probe
+    from forkpoint.integrations.models import Folders, model_probe
+    from forkpoint.integrations.rollout_fields import RolloutsError
 
-    base = Path(request["base_model"]) if request["base_model"] else None
-    probe, left_out = model_probe(
-        records, Path(request["model"]), base=base, answer_lead=request["answer_lead"], dtype=request["dtype"]
-    )
+    folders = Folders(
+        model=Path(request["model"]), base=Path(request["base_model"]) if request["base_model"] else None,
+        answer_lead=request["answer_lead"], raw_prompts=request["raw_prompts"], dtype=request["dtype"] or "float32",
+    )  # fmt: skip
+    try:
+        probe, left_out = model_probe(records, folders)
+    except RolloutsError as error:
+        _say(f"{records.stage}: {error} The model is not asked.")
+        return None
     if left_out:
-        _say(f"{records.stage}: {left_out} rollouts are empty, beyond the context or not of this tokenizer: left out")
+        _say(
+            f"{records.stage}: {left_out} rollouts are empty, beyond the context, not of this tokenizer or have tool "
+            f"rounds: left out"
+        )
     read_alone = partial(token_edits.planned_cost, causal=False)
     _say_costs(records.stage, probe.groups, only, {token_edits.NAME: read_alone})
     return probe

@@ -3,14 +3,18 @@
 Nothing is sampled and nothing is judged: the rollouts are read again, under the model and under its base.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from forkpoint.audits.windows import latest, sample
 from forkpoint.errors import ForkpointError, ModelError
+from forkpoint.integrations.rollout_fields import RolloutsError
 from forkpoint.policies.causal import CausalPolicy
 from forkpoint.policies.folder import load_folder
 from forkpoint.policies.texts import Texts
@@ -42,11 +46,25 @@ class ForeignTask:
     """What the rollouts tell of their task: what an answer begins with, and the reference answers."""
 
     answer_lead: str = ""
+    gap: str = ""
+    """What stands between the lead and the answer, such as a space."""
 
     def early_answer(self, problem: Problem, transcript: str) -> str:
         """The lead and the reference answer; empty without one of them, or where the lead is there already."""
         known = self.answer_lead and problem.answer and self.answer_lead not in transcript
-        return f"{self.answer_lead}{problem.answer}" if known else ""
+        return f"{self.answer_lead}{self.gap}{problem.answer}" if known else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folders:
+    """What a user says of the models of another trainer."""
+
+    model: Path
+    base: Path | None = None
+    answer_lead: str = ""
+    raw_prompts: bool = False
+    """The prompts went through the chat template already."""
+    dtype: str = "float32"
 
 
 class ForeignProbe(ComparedProbe):
@@ -81,50 +99,83 @@ def _no_verdict(problem: Problem, rollout: Rollout) -> Verdict:
     raise ForkpointError("rollouts of another trainer have no verifier.")
 
 
-def model_probe(
-    records: Records, model: Path, *, base: Path | None = None, answer_lead: str = "", dtype: str = "float32"
-) -> tuple[ForeignProbe, int]:
+def model_probe(records: Records, folders: Folders) -> tuple[ForeignProbe, int]:
     """The probe of a model folder with rollouts of the end of a stage, and how many of these it cannot read.
 
-    Left out are empty ones, those beyond the context, and those with characters that the model does not have.
+    Left out are empty ones, those beyond the context, those with characters that the model does not have, and those
+    with tool rounds, whose texts hold what the model did not write.
 
     Raises:
-        ForkpointError: a folder holds no model, the rollouts have no prompts and texts, or none of them can be read.
+        RolloutsError: the rollouts have no prompts and texts, or none of them can be read.
+        ForkpointError: a folder holds no model, or the base has another tokenizer.
     """
+    policy = load_folder(folders.model, dtype=folders.dtype)
+    before = None if folders.base is None else load_folder(folders.base, dtype=folders.dtype)
+    if before is not None and before.texts.tokenizer.get_vocab() != policy.texts.tokenizer.get_vocab():
+        raise ForkpointError(f"--base-model: {folders.base} and {folders.model} have different tokenizers.")
     if records.lacks(("prompt", "text")):
-        raise ForkpointError(f"--model: the rollouts lack {' and '.join(records.lacks(('prompt', 'text')))}.")
-    policy = load_folder(model, dtype=dtype)
-    before = None if base is None else load_folder(base, dtype=dtype)
+        raise RolloutsError(f"--model: the rollouts lack {' and '.join(records.lacks(('prompt', 'text')))}.")
     context = min(one.context_length for one in (policy, before) if one is not None)
     rows = sample(records, latest(records), MOST)
-    fitting, why = [], "they are empty"
+    read, why = _read(records, rows, policy.texts, folders, context)
+    if not read:
+        raise RolloutsError(f"--model: the model can read none of the {len(rows)} rollouts: {why}.")
+    gap = _gap([rollout.text for _, rollout, _ in read], folders.answer_lead)
+    task = ForeignTask(answer_lead=folders.answer_lead, gap=gap)
+    other = None if before is None else ForeignProbe(before, task, (), None)
+    return ForeignProbe(policy, task, _groups(read), other), len(rows) - len(read)
+
+
+Judged: TypeAlias = tuple[Problem, Rollout, Verdict]
+
+
+def _read(
+    records: Records, rows: NDArray[np.int64], texts: Texts, folders: Folders, context: int
+) -> tuple[list[Judged], str]:
+    """The rollouts of some rows that can be read, and why the last of the others cannot."""
+    read: list[Judged] = []
+    why = "they are empty"
     for row, said in zip(rows.tolist(), records.contents(rows), strict=True):
         if not said.prompt or not said.text:
             continue
+        if records.turns is not None and records.turns[row] > 0:
+            why = "their texts hold answers of tools"
+            continue
         try:
-            one = _rollout(records, row, said, policy.texts)
+            prompt = _prompt(said.prompt, texts, raw=folders.raw_prompts)
+            one = _rollout(records, row, said, (prompt, _tokens(said, said.text, texts)))
         except ModelError as error:
             why = str(error).rstrip(".")
             continue
         size = len(one[1].prompt_tokens) + len(one[1].tokens)
         if size <= context:
-            fitting.append(one)
+            read.append(one)
         else:
             why = f"one of them has {size} tokens, the model's context {context}"
-    if not fitting:
-        raise ForkpointError(f"--model: the model can read none of the {len(rows)} rollouts: {why}.")
-    task = ForeignTask(answer_lead=answer_lead)
-    other = None if before is None else ForeignProbe(before, task, (), None)
-    return ForeignProbe(policy, task, _groups(fitting), other), len(rows) - len(fitting)
+    return read, why
 
 
-def _rollout(records: Records, row: int, said: Contents, texts: Texts) -> tuple[Problem, Rollout, Verdict]:
-    """One rollout as ours are; its own tokens where they are those of this tokenizer."""
-    prompt, text = said.prompt or "", said.text or ""
-    tokens = _tokens(said, text, texts)
+def _gap(texts: Sequence[str], lead: str) -> str:
+    """The spaces that most of the texts have after the last lead."""
+    after = [text.rpartition(lead)[2] for text in texts if lead and lead in text]
+    gaps = Counter(rest[: len(rest) - len(rest.lstrip(" "))] for rest in after)
+    return gaps.most_common(1)[0][0] if gaps else ""
+
+
+def _prompt(prompt: str, texts: Texts, *, raw: bool) -> Ints:
+    """The tokens of a prompt; one that holds special tokens of the tokenizer went through a template already."""
+    special = [text for text in texts.tokenizer.all_special_tokens if text and text in prompt]
+    if raw or (special and getattr(texts.tokenizer, "chat_template", None)):
+        return frozen_array(texts.tokenizer.encode(prompt, add_special_tokens=False), np.int32)
+    return texts.encode_prompt(prompt)
+
+
+def _rollout(records: Records, row: int, said: Contents, read: tuple[Ints, Ints]) -> Judged:
+    """One rollout as ours are, from the tokens of its prompt and its text."""
+    prompt, tokens = read
     kept = tokens is said.tokens
     problem = Problem(
-        task="foreign", key=content_hash("foreign", int(records.problem[row])), prompt=prompt,
+        task="foreign", key=content_hash("foreign", int(records.problem[row])), prompt=said.prompt or "",
         answer=said.reference or "",
     )  # fmt: skip
     stop = STOPS[int(records.stop[row])] if records.stop[row] >= 0 else StopReason.STOP
@@ -133,10 +184,10 @@ def _rollout(records: Records, row: int, said: Contents, texts: Texts) -> tuple[
     rollout = Rollout(
         id=records.ids[row].decode("utf-8", "replace"), group_id=str(int(records.group[row])), stage=records.stage,
         update=int(records.update[row]), index=0, problem_key=problem.key,
-        prompt_tokens=texts.encode_prompt(prompt), tokens=tokens,
+        prompt_tokens=prompt, tokens=tokens,
         behavior_logprobs=frozen_array(np.zeros(count), np.float32),
         loss_mask=frozen_array(said.loss_mask if masked else np.ones(count), np.bool_),
-        temperature=1.0, text=text, stop_reason=StopReason(stop), seed="",
+        temperature=1.0, text=said.text or "", stop_reason=StopReason(stop), seed="",
     )  # fmt: skip
     correct = None if records.correct[row] < 0 else bool(records.correct[row])
     told = OUTCOMES[int(records.outcome[row])] if records.outcome[row] >= 0 else None
@@ -152,9 +203,9 @@ def _tokens(said: Contents, text: str, texts: Texts) -> Ints:
     return texts.encode(text)
 
 
-def _groups(made: Sequence[tuple[Problem, Rollout, Verdict]]) -> list[Group]:
+def _groups(made: Sequence[Judged]) -> list[Group]:
     """The rollouts of each problem together, numbered."""
-    found: dict[str, list[tuple[Problem, Rollout, Verdict]]] = {}
+    found: dict[str, list[Judged]] = {}
     for one in made:
         found.setdefault(one[0].key, []).append(one)
     return [
