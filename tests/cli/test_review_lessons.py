@@ -87,3 +87,14 @@ def test_mistakes_are_one_line(call, run, arguments, line):
     assert err.startswith("error: ")
     assert line in err
     assert err.count("\n") == 1
+
+
+def test_what_was_added_outlives_an_audit_that_is_interrupted(call, run, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("forkpoint.cli.review_lessons.reading_gate", interrupted)
+    code, _, _ = call(run, "--add", "@abd!c", "--audit", "--trials", 4)
+    assert code == 130
+    with RunReader(run) as reader:
+        assert [stored.lesson.text for stored in reader.lessons()] == ["@abd!c"]

@@ -108,3 +108,19 @@ def test_a_task_without_a_place_for_lessons_is_refused():
     task = build(Settings())
     with pytest.raises(RecipeError, match=r"needs a task with `privileged_prompt`, which paths lacks"):
         taught(Counting(reader), task, None, LessonSettings(), PLAN, 4)
+
+
+def test_what_the_run_knows_is_tried_again_and_what_it_deleted_stays_deleted():
+    """A lesson that was deleted does not come back as new, and counts go on from where they were."""
+    true, false = (make_lesson("dialect", text) for text in (TRUE, FALSE))
+    gone = StoredLesson(lesson=replace(true, harmful=2), deleted=True, audits=({"passed": False},))
+    kept = StoredLesson(lesson=replace(false, helpful=3), audits=({"passed": True},))
+    other = StoredLesson(lesson=make_lesson("arithmetic", "carry"))
+    probe = Counting(reader)
+    settings = LessonSettings(texts=(TRUE,), problems=0, trials=128)
+    found = taught(probe, TASK, probe, settings, PLAN, 60, known=(gone, kept, other))
+    assert states(found) == {TRUE: (0, 2, True), FALSE: (3, 2, True)}
+    assert [len(stored.audits) for stored in found.lessons] == [1, 3]
+    assert found.examples == ()
+    again = taught(Counting(reader), TASK, probe, settings, PLAN, 60, known=())
+    assert states(again) == {TRUE: (2, 0, False)}

@@ -56,7 +56,7 @@ CREDITED = '[stage.credit]\nrule = "privileged"\noptions = { knowledge = "lesson
 TRUE, FALSE = "@abd!c", "&efg!h"
 
 
-def taught(probe, task, texts, settings, plan, count):
+def taught(probe, task, texts, settings, plan, count, *, known):
     """Two lessons were tried, each about its sign; one lives."""
     true, false = (make_lesson(task.name, text, text[0]) for text in (TRUE, FALSE))
     stored = (

@@ -221,8 +221,8 @@ def test_a_review_that_was_cut_short_is_made_again(tmp_path, monkeypatch):
 def test_lessons_are_read_too(tmp_path, monkeypatch):
     calls = []
 
-    def taught(probe, task, texts, settings, plan, count):
-        calls.append(count)
+    def taught(probe, task, texts, settings, plan, count, *, known):
+        calls.append((count, len(known)))
         lessons = [make_lesson(task.name, text) for text in ("@bcd!a", "@acd!b")]
         stored = (
             StoredLesson(lesson=replace(lessons[0], helpful=2)),
@@ -240,7 +240,7 @@ def test_lessons_are_read_too(tmp_path, monkeypatch):
     work(broken, After(2))
     resume(Assembly(recipe=recipe, origin=broken.run, run=broken.run))
     assert differences(fingerprint(whole), fingerprint(broken)) == []
-    assert calls == [40, 40]
+    assert calls == [(40, 0), (40, 0)]
     with RunReader(broken.run) as reader:
         pool = reader.pool("learn")
         assert pool.tokens == reader.updates("learn")[2].sum() == 321
@@ -337,3 +337,33 @@ def test_an_rl_stage_can_be_the_source(tmp_path):
     assert status(assembly.run) == {"base": "done", "rl": "done", "learn": "done"}
     with RunReader(assembly.run) as reader:
         assert np.isfinite(reader.metrics("learn", "loss")[1]).all()
+
+
+def test_an_audit_of_lessons_that_was_cut_short_is_not_counted_twice(tmp_path, monkeypatch):
+    """Lessons and texts are written together: what is tried again starts from what was known before."""
+    seen = []
+
+    def taught(probe, task, texts, settings, plan, count, *, known):
+        seen.append([(each.lesson.text, each.lesson.helpful) for each in known])
+        lesson = replace(make_lesson(task.name, "@bcd!a"), helpful=1 + sum(each.lesson.helpful for each in known))
+        text = demonstration_example(texts, next(iter(task.corpus("plain", plan.key))))
+        return Taught(lessons=(StoredLesson(lesson=lesson),), examples=(text,), gate="open", tokens=321)
+
+    monkeypatch.setattr("forkpoint.training.teaching.taught", taught)
+    text = LEARN.replace("DATA", "lessons:base") + "[stage.lessons]\nproblems = 0\n"
+    second = text.replace('name = "learn"', 'name = "again"')
+    base = BASE.replace("walks", "plain").replace("updates = 5", "updates = 1")
+    recipe = tiny_recipe(base, text, second, overrides=QUICK, head=HEAD.replace(PATHS, 'name = "dialect"'))
+    broken = make_run(tmp_path / "broken", recipe)
+    with monkeypatch.context() as patched:
+        patched.setattr("forkpoint.store.writer.write_pool", refuse)
+        with pytest.raises(AssertionError):
+            work(broken, Never())
+    with RunReader(broken.run) as reader:
+        assert reader.lessons() == []
+    resume(Assembly(recipe=recipe, origin=broken.run, run=broken.run))
+    with RunReader(broken.run) as reader:
+        (stored,) = reader.lessons()
+    assert stored.lesson.helpful == 2
+    # The second stage goes on from what the first one knew.
+    assert seen == [[], [], [("@bcd!a", 1)]]

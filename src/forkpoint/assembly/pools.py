@@ -15,7 +15,7 @@ from forkpoint.tasks.protocol import Task, split_problems
 if TYPE_CHECKING:
     from forkpoint.policies.protocol import Policy
     from forkpoint.policies.texts import Texts
-    from forkpoint.store import RunWriter, StoredPool
+    from forkpoint.store import RunWriter, StoredLesson, StoredPool
     from forkpoint.training.imitation import Draw
     from forkpoint.training.rollouts import SamplePlan
 
@@ -95,10 +95,10 @@ def _pool(source: TextSource, data: str, key: Key) -> tuple[list[TextExample], l
     if assembly.unrun:
         return _stand_ins(source, teacher, plan), [], 0
     if reviewing:
-        made = _edits(source, teacher, plan) if kind == "edits" else _lessons(source, teacher, plan)
+        made, lessons = (_edits(source, teacher, plan), ()) if kind == "edits" else _lessons(source, teacher, plan)
         made = replace(made, identity=identity)
         if source.writer is not None:
-            source.writer.record_pool(stage.name, made)
+            source.writer.record_pool(stage.name, made, lessons)
         return list(made.examples), list(made.beside), made.tokens
     probe = assembly._probe(teacher, source.task)[0]
     pool = sampled_texts(source.task, teacher.texts, probe, plan, count=stage.examples, correct=kind == "rollouts")
@@ -164,18 +164,24 @@ def _edits(source: TextSource, teacher: "Policy", plan: "SamplePlan") -> "Stored
     return StoredPool(identity="", examples=examples, beside=beside, tokens=found.tokens)
 
 
-def _lessons(source: TextSource, teacher: "Policy", plan: "SamplePlan") -> "StoredPool":
-    """What the teacher writes with audited lessons in its prompt; the store keeps the lessons."""
-    from forkpoint.store import StoredPool
+def _lessons(
+    source: TextSource, teacher: "Policy", plan: "SamplePlan"
+) -> "tuple[StoredPool, tuple[StoredLesson, ...]]":
+    """What the teacher writes with audited lessons in its prompt, and the lessons: the run's own and new ones."""
+    from forkpoint.store import DATABASE, RunReader, StoredPool
     from forkpoint.training.teaching import lives, taught
 
     stage, writer = source.stage, source.writer
     probe = source.assembly.branching_probe(teacher, source.task, plan.key, plan.max_new_tokens)
-    found = taught(probe, source.task, teacher.texts, stage.lessons or LessonSettings(), plan, stage.examples)
+    known: list[StoredLesson] = []
+    if (source.assembly.run / DATABASE).is_file():
+        with RunReader(source.assembly.run) as reader:
+            known = reader.lessons()
+    settings = stage.lessons or LessonSettings()
+    found = taught(probe, source.task, teacher.texts, settings, plan, stage.examples, known=known)
     if writer is not None:
-        writer.record_lessons(found.lessons)
         writer.event("lessons", found.line, stage=stage.name)
     if not found.examples:
         raise RecipeError(f"stage '{stage.name}': {found.line}; nothing is left to imitate.")
     alive = tuple(each.lesson.id for each in found.lessons if lives(each))
-    return StoredPool(identity="", examples=found.examples, tokens=found.tokens, lessons=alive)
+    return StoredPool(identity="", examples=found.examples, tokens=found.tokens, lessons=alive), found.lessons

@@ -11,10 +11,10 @@ from forkpoint.cli.review_run import tell, usual_stage
 from forkpoint.errors import RecipeError
 from forkpoint.probe import Privileged
 from forkpoint.review.lesson_audits import reading_gate
-from forkpoint.review.lessons import TrialPlan, make_lesson, merged, propose_lessons
+from forkpoint.review.lessons import TrialPlan, make_lesson, propose_lessons
 from forkpoint.store import RunReader, RunWriter, StoredLesson
 from forkpoint.tasks.protocol import split_problems
-from forkpoint.training.teaching import audited, lives
+from forkpoint.training.teaching import audited, joined, lives
 
 if TYPE_CHECKING:
     from forkpoint.assembly.reviewer import Reviewer
@@ -44,10 +44,11 @@ def lessons_run(run: Path, asked: LessonRequest, *, as_json: bool) -> int:
         if not isinstance(task, Privileged):
             raise RecipeError(f"lessons need a task with `privileged_prompt`, which {reviewer.task.name} lacks.")
         stored = _with_new(stored, reviewer, asked)
+        # What was added or proposed outlives an audit that is interrupted.
+        _record(run, stored)
         if asked.audit:
             stored = _tried(stored, reviewer, asked.trials)
-        with RunWriter.open(run) as writer:
-            writer.record_lessons(stored)
+            _record(run, stored)
     if as_json:
         print_json({"lessons": [{**asdict(each.lesson), "deleted": each.deleted, "audits": list(each.audits)}
                                 for each in stored]})  # fmt: skip
@@ -59,6 +60,11 @@ def lessons_run(run: Path, asked: LessonRequest, *, as_json: bool) -> int:
         ["lesson", "state", "helpful", "harmful", "about"], rows, title=f"{alive} of {len(stored)} lessons live"
     )
     return 0
+
+
+def _record(run: Path, stored: Sequence[StoredLesson]) -> None:
+    with RunWriter.open(run) as writer:
+        writer.record_lessons(stored)
 
 
 def _with_new(stored: Sequence[StoredLesson], reviewer: "Reviewer", asked: LessonRequest) -> list[StoredLesson]:
@@ -74,13 +80,7 @@ def _with_new(stored: Sequence[StoredLesson], reviewer: "Reviewer", asked: Lesso
         proposals = propose_lessons(groups, task, name=task.name)
         tell(f"{len(groups)} groups: {len(proposals.candidates)} lessons, {proposals.refused} refused")
         found += [candidate.lesson for candidate in proposals.candidates]
-    known = {each.lesson.id: each for each in stored}
-    return [
-        StoredLesson(lesson=lesson, audits=known[lesson.id].audits, deleted=known[lesson.id].deleted)
-        if lesson.id in known
-        else StoredLesson(lesson=lesson)
-        for lesson in merged([each.lesson for each in stored], found)
-    ]
+    return joined(stored, found)
 
 
 def _tried(stored: Sequence[StoredLesson], reviewer: "Reviewer", trials: int) -> list[StoredLesson]:

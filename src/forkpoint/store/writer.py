@@ -235,9 +235,13 @@ class RunWriter:
         self.record_reviews(reviews, edits)
         self.record_verifications(verifications)
 
-    def record_pool(self, stage: str, pool: StoredPool) -> None:
-        """Write the texts of a stage's review, and with them that its review is whole: see `rewind`."""
+    def record_pool(self, stage: str, pool: StoredPool, lessons: Sequence[StoredLesson] = ()) -> None:
+        """Write the texts of a stage's review, and with them that its review is whole: see `rewind`.
+
+        Its lessons are written with them or not at all: a stage that begins again must not count an audit twice.
+        """
         with transaction(self._connection, "pool"):
+            self._write_lessons(lessons)
             write_pool(self._connection, stage, pool)
 
     def record_verifications(self, verifications: Sequence[Verification]) -> None:
@@ -261,8 +265,11 @@ class RunWriter:
     def record_lessons(self, lessons: Sequence[StoredLesson]) -> None:
         """Write lessons with their audits; a known one is replaced."""
         with transaction(self._connection, "lessons"):
-            self._connection.executemany("DELETE FROM lessons WHERE id = ?", [(each.lesson.id,) for each in lessons])
-            _insert(self._connection, "lessons", [lesson_row(each) for each in lessons])
+            self._write_lessons(lessons)
+
+    def _write_lessons(self, lessons: Sequence[StoredLesson]) -> None:
+        self._connection.executemany("DELETE FROM lessons WHERE id = ?", [(each.lesson.id,) for each in lessons])
+        _insert(self._connection, "lessons", [lesson_row(each) for each in lessons])
 
     def rewind(self, stage: str, update: int, *, message: str = "") -> None:
         """Forget everything of a stage after `update` and record the resume, in one transaction.

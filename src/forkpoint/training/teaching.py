@@ -37,10 +37,23 @@ class Taught:
         )
 
 
-def taught(probe: Probe, task: Task, texts: Texts, settings: LessonSettings, plan: SamplePlan, count: int) -> Taught:
-    """Lessons proposed, audited and distilled: `count` problems are told those that live; a pure function of the key.
+def joined(stored: Sequence[StoredLesson], found: Sequence[Lesson]) -> list[StoredLesson]:
+    """What is known, with its counts and audits, and what is new; deleted lessons do not come back."""
+    known = {each.lesson.id: each for each in stored}
+    return [
+        replace(known[lesson.id], lesson=lesson) if lesson.id in known else StoredLesson(lesson=lesson)
+        for lesson in merged([each.lesson for each in stored], found)
+    ]
 
-    Problems are training problems, other ones for proposals, for each audit and for the texts.
+
+def taught(
+    probe: Probe, task: Task, texts: Texts, settings: LessonSettings, plan: SamplePlan, count: int, *,
+    known: Sequence[StoredLesson] = (),
+) -> Taught:  # fmt: skip
+    """Lessons proposed, audited and distilled: `count` problems are told those that live.
+
+    A pure function of the key and of the lessons that are `known`, which are audited again.  Problems are training
+    problems, other ones for proposals, for each audit and for the texts.
 
     Raises:
         RecipeError: the task's prompt can hold no lesson.
@@ -62,7 +75,7 @@ def taught(probe: Probe, task: Task, texts: Texts, settings: LessonSettings, pla
         temperature=plan.temperature, problems=settings.trials,
     )  # fmt: skip
     gate = reading_gate(drawn("gate problems", settings.trials), probe, task, trial)
-    stored = [StoredLesson(lesson=lesson) for lesson in found]
+    stored = joined([each for each in known if each.lesson.task == task.name], found)
     if gate.open:
         for number in range(settings.audits):
             again = replace(trial, key=trial.key.child(number))
