@@ -39,6 +39,8 @@ from forkpoint.report.arms import final_evaluation
 from forkpoint.store import EvaluationArrays, RunReader, latest_checkpoint, stage_folder
 
 CELLS = Path(__file__).parent / "cells"
+RETRIED = "retry_correct"
+"""How often retries after a reflection succeed, of stages that reflect."""
 ENTRY = "from forkpoint.cli.main import main; main()"
 
 
@@ -140,7 +142,7 @@ def store(cell: Cell, runs: Path) -> None:
 
 def stage_result(reader: RunReader, recipe: Recipe, name: str) -> dict[str, Any]:
     """What one stage came to: its own costs, and its last evaluation and the ones before."""
-    metric = {key: reader.metrics(name, key)[1] for key in ("trained_tokens", "grad_norm", "seconds")}
+    metric = {key: reader.metrics(name, key)[1] for key in ("trained_tokens", "grad_norm", "seconds", RETRIED)}
     parameters = count_parameters(stage_folder(reader.folder, name))
     sampled, trained = float(reader.updates(name)[2].sum()), float(metric["trained_tokens"].sum())
     found = final_evaluation(reader, name)
@@ -157,6 +159,7 @@ def stage_result(reader: RunReader, recipe: Recipe, name: str) -> dict[str, Any]
         "problems": len(found[1].correct) if found else None,
         "tries": solved_of(found[1]) if found and found[1].index.any() else None,
         "curve": curve,
+        **({RETRIED: float(np.nanmean(metric[RETRIED]))} if len(metric[RETRIED]) else {}),
         "sampled_tokens": int(sampled),
         "trained_tokens": int(trained),
         "flops": parameters * (6.0 * trained + 2.0 * sampled),
