@@ -1,5 +1,8 @@
 """Each audit that reads records alone: healthy records are not called sick, sick ones are, evidence leads there."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from audit_examples import drawn, example, spoken
@@ -320,3 +323,64 @@ def test_one_answer_for_all_and_refusals():
     refused = sabotage(example(lambda *_: {"text": "I can\u2019t help with that.", "correct": False, "answer": None}))
     assert about(refused, "refuses").severity is SICK
     assert sabotage(example(lambda *_: {"answer": "42", "correct": False}, problems=10)) == []
+
+
+def thought(texts, *, stage="rl", update=0, purpose="train"):
+    return [
+        Row(id=f"{stage}-{update}-{place}", problem=str(place), stage=stage, update=update, purpose=purpose,
+            said=Contents(text=text))
+        for place, text in enumerate(texts)
+    ]  # fmt: skip
+
+
+def test_thinking_that_leaves_the_language_of_the_base_is_sick_by_its_letters():
+    """Half of the letters of each thought are Cyrillic, while most letters of the texts stay Latin."""
+    base = records_of(thought(["<think>abcd</think> so it is"] * 20, stage="base"))
+    mixed = ["<think>ab\u0442\u0430\u043c c</think> " + "and so the answer is known " * 3] * 20
+    records = replace(records_of(thought(mixed)), base=base)
+    found = about(length_and_format(records), "Letters of the thinking")
+    assert found.value == pytest.approx(3 / 6)
+    assert found.severity is SICK
+    assert "latin: 0.0%, then 50.0% (base, then rl)" in found.claim
+    assert found.evidence
+    same = replace(records_of(thought(["<think>abcd</think>"] * 20)), base=base)
+    assert about(length_and_format(same), "Letters of the thinking").severity is OK
+    # A base that thinks in Cyrillic is the yardstick, not the alphabet.
+    other = records_of(thought(["<think>\u0442\u0430\u043c</think>"] * 20, stage="base"))
+    same = replace(records_of(thought(["<think>\u0441\u044e\u0434\u0430</think>"] * 20)), base=other)
+    assert about(length_and_format(same), "than cyrillic").value == 0
+    assert not [one for one in length_and_format(records_of(thought(["no thought"] * 20))) if "thinking" in one.claim]
+
+
+def test_without_a_base_thinking_is_held_against_its_beginning():
+    rows = [
+        row
+        for update in range(8)
+        for row in thought(["<think>ab</think>" if update < 4 else "<think>\u0442\u0430</think>"] * 6, update=update)
+    ]
+    found = about(length_and_format(records_of(rows)), "Letters of the thinking")
+    assert (found.value, found.severity) == (1.0, SICK)
+    assert "updates 0 to 1 against 6 to 7" in found.claim
+
+
+def test_variance_by_difficulty_is_told_for_the_beginning_too():
+    """Easy groups vary first and are constant at the end; hard ones the other way round."""
+
+    def rewarded(update, problem, place):
+        easy, late = problem % 2 == 0, update > 6
+        return {"difficulty": float(not easy), "reward": float(place % 2) if easy != late else 1.0}
+
+    (found,) = [one for one in advantage_collapse(example(rewarded)) if "by difficulty" in one.claim]
+    assert "0 to 0: 0%, then 100% of" in found.claim
+    assert "1 to 1: 100%, then 0% of" in found.claim
+
+
+def test_an_outcome_that_falls_under_a_rising_reward_names_its_onset():
+    def hacked(update, *_):
+        return {"reward": update / 12, "correct": update < 6}
+
+    finding = about(reward_hacking(example(hacked)), "mean reward went")
+    assert finding.severity is SICK
+    assert re.search(r"It fell from update \d+ on \(95 %: \d+ to \d+\)\.", finding.claim)
+    healthy = about(reward_hacking(example(lambda update, *_: {"reward": update / 12})), "mean reward went")
+    assert "It fell" not in healthy.claim

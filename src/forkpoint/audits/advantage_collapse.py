@@ -96,17 +96,24 @@ def _by_difficulty(records: Records) -> list[Finding]:
     levels = np.unique(groups.difficulty[known])
     if len(levels) < 2:
         return []
-    edges = np.quantile(groups.difficulty[known], np.linspace(0, 1, BINS + 1)[1:-1])
-    place = np.digitize(groups.difficulty, np.unique(edges), right=True)
+    edges = np.unique(np.quantile(groups.difficulty[known], np.linspace(0, 1, BINS + 1)[1:-1]))
+    place = np.digitize(groups.difficulty, edges, right=True)
+    found = windows(records)
+    first = None if found is None else groups_of(records, found.first)
     told, worst = [], 0.0
     for level in np.unique(place[known]):
         inside = known & (place == level)
         share = float(groups.constant[inside].mean())
         worst = max(worst, share)
         low, high = groups.difficulty[inside].min(), groups.difficulty[inside].max()
-        told.append(f"{low:g} to {high:g}: {share:.0%} of {int(inside.sum())}")
+        before = "" if first is None else _before(first, np.digitize(first.difficulty, edges, right=True) == level)
+        told.append(f"{low:g} to {high:g}: {before}{share:.0%} of {int(inside.sum())}")
     claim = f"Groups without variance by difficulty: {'; '.join(told)}."
     return [Finding(audit=NAME, severity=Severity.INFO, claim=claim, value=worst)]
+
+
+def _before(first: Groups, there: Bools) -> str:
+    return f"{first.constant[there].mean():.0%}, then " if there.any() else ""
 
 
 PARTS: Parts = {

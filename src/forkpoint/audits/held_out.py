@@ -91,14 +91,14 @@ def apart_from_held_out(records: Records) -> list[Finding]:
         f"({found.text}); mean reward {paid.before.value:.3f} to {paid.now.value:.3f}{outcome}."
     )
     if severity is not Severity.INFO:
-        claim += _turned(records, np.where(both, truth, np.nan))
+        claim += turned(records, np.where(both, truth, np.nan))
     rows = np.flatnonzero(found.last & (truth == 0) & both)
     finding = judged(NAME, severity, claim, held.value, held.interval, APART)
     return [with_evidence(finding, records, rows[np.argsort(-records.reward[rows], kind="stable")])]
 
 
-def _turned(records: Records, truth: Array) -> str:
-    """The onset in words; empty where the share never turned over."""
+def turned(records: Records, truth: Array) -> str:
+    """Where a share [N] turned over, in words, with how far the policy was from its start; empty where it never did."""
     found = onset(records, truth)
     if found is None:
         return ""

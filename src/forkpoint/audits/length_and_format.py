@@ -6,11 +6,11 @@ Windows are the first and the last quarter of the updates (`windows`).  Lengths 
 import numpy as np
 
 from forkpoint.audits.part import RANKS, Bounds, Part, Parts, graded, judged, run_parts, with_evidence
-from forkpoint.audits.texts import repetition, script, words
-from forkpoint.audits.windows import change, estimate, latest, sample, windows
+from forkpoint.audits.texts import repetition, script, strangers, words
+from forkpoint.audits.windows import Change, change, estimate, latest, sample, windows
 from forkpoint.probe import Probe
 from forkpoint.records import OUTCOMES, STOPS, Bools, Finding, Outcome, Records, Severity, StopReason
-from forkpoint.verifiers.answers import THINK_OPEN, after_thinking
+from forkpoint.verifiers.answers import THINK_OPEN, after_thinking, thinking
 
 NAME = "length_and_format"
 TRUNCATED = Bounds(watch=0.1, sick=0.5, source="half of the rollouts never reach an answer (ours)")
@@ -129,6 +129,38 @@ def _drift(records: Records) -> list[Finding]:
     return made
 
 
+def _thoughts(records: Records) -> list[Finding]:
+    """Letters of the thinking that are not of the script in which the base thinks, or the stage thought at first."""
+    found, base = windows(records), records.base
+    if base is not None and "text" in base.has:
+        now_rows, source, about = sample(records, latest(records)), base, f"{base.stage}, then {records.stage}"
+        before_rows = sample(base, latest(base))
+    elif found is not None:
+        now_rows, source, about = sample(records, found.last), records, found.text
+        before_rows = sample(records, found.first)
+    else:
+        return []
+    before, now = (
+        [thinking(said.text or "") for said in kept.contents(rows)]
+        for kept, rows in ((source, before_rows), (records, now_rows))
+    )
+    main = _main([script(text) for text in before])
+    if not main or not any(now):
+        return []
+    one, two = (
+        estimate(np.array([strangers(text, main) for text in texts]), kept.problem[rows])
+        for texts, kept, rows in ((before, source, before_rows), (now, records, now_rows))
+    )
+    if one is None or two is None:
+        return []
+    moved = Change(before=one, now=two)
+    shares = f"{one.value:.1%}, then {two.value:.1%}"
+    claim = f"Letters of the thinking in another script than {main.lower()}: {shares} ({about})."
+    worst = now_rows[np.argsort([-np.nan_to_num(strangers(text, main)) for text in now], kind="stable")]
+    finding = graded(NAME, claim, moved.value, moved.interval, LANGUAGE)
+    return [with_evidence(finding, records, worst) if RANKS[finding.severity] else finding]
+
+
 def _main(names: list[str]) -> str:
     known = sorted(name for name in names if name)
     return max(set(known), key=known.count) if known else ""
@@ -140,6 +172,7 @@ PARTS: Parts = {
     "length by outcome": Part(_by_outcome, ("length", "correct")),
     "length over time": Part(_trend, ("length", "updates")),
     "unfinished thinking": Part(_thinking, ("text",)),
+    "language of thinking": Part(_thoughts, ("text",)),
     "language and repetition": Part(_drift, ("text", "updates")),
 }
 

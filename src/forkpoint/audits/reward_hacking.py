@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from forkpoint.audits.canary_answers import canary_answers
 from forkpoint.audits.extraction import other_extraction
-from forkpoint.audits.held_out import apart_from_held_out, refused_by_held_out
+from forkpoint.audits.held_out import apart_from_held_out, refused_by_held_out, turned
 from forkpoint.audits.part import Bounds, Part, Parts, graded, judged, run_parts, unasked, with_evidence
 from forkpoint.audits.texts import ngrams, normal, words
 from forkpoint.audits.windows import Change, Windows, change, estimate, latest, sample, windows
@@ -52,6 +52,8 @@ def _apart(records: Records) -> list[Finding]:
         f"The mean reward went from {paid.before.value:.3f} to {paid.now.value:.3f}, the share of correct rollouts "
         f"from {solved.before.value:.3f} to {solved.now.value:.3f} ({found.text})."
     )
+    if severity is not Severity.INFO:
+        claim += turned(records, np.where(both, _outcome(records), np.nan))
     finding = judged(NAME, severity, claim, solved.value, solved.interval, APART)
     rows = np.flatnonzero(found.last & (records.correct == 0) & np.isfinite(records.reward))
     return [with_evidence(finding, records, rows[np.argsort(-records.reward[rows], kind="stable")])]

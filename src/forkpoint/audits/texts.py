@@ -87,6 +87,18 @@ def script(text: str) -> str:
     return counted.most_common(1)[0][0] if counted else ""
 
 
+def strangers(text: str, main: str) -> float:
+    """The share of the letters of a text that are not of a script; nan where it has no letters.
+
+    >>> round(strangers("ab \u4e2d c", "LATIN"), 2)
+    0.25
+    """
+    letters = [letter for letter in text[-MAX_CHARACTERS:] if letter.isalpha()]
+    if not letters:
+        return float("nan")
+    return sum(unicodedata.name(letter, "?").split()[0] != main for letter in letters) / len(letters)
+
+
 def normal(text: str) -> str:
     """The text without case, space and punctuation: solutions that differ in no more are one.
 

@@ -31,6 +31,20 @@ def after_thinking(text: str, *, opened: bool = False) -> str | None:
     return None if THINK_OPEN in rest else rest
 
 
+def thinking(text: str) -> str:
+    """What stands inside think tags, a thought without an end included; empty without one.
+
+    >>> thinking("<think>2+2</think> 4"), thinking("so 4</think> 4"), thinking("4<think>so 5"), thinking("4")
+    ('2+2', 'so 4', 'so 5', '')
+    """
+    close = text.rfind(THINK_CLOSE)
+    opened = text.find(THINK_OPEN)
+    if close < 0 and opened < 0:
+        return ""
+    begin = opened + len(THINK_OPEN) if opened >= 0 else 0
+    return text[begin : close if close >= begin else len(text)]
+
+
 def last_box(text: str) -> str | None:
     r"""The content of the complete `\boxed{...}` that starts last; None without one.  Escaped braces do not count.
 
