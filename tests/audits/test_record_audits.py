@@ -334,14 +334,14 @@ def thought(texts, *, stage="rl", update=0, purpose="train"):
 
 
 def test_thinking_that_leaves_the_language_of_the_base_is_sick_by_its_letters():
-    """Half of the letters of each thought are Cyrillic, while most letters of the texts stay Latin."""
+    """Three quarters of the letters of each thought are Cyrillic, while most letters of the texts stay Latin."""
     base = records_of(thought(["<think>abcd</think> so it is"] * 20, stage="base"))
-    mixed = ["<think>ab\u0442\u0430\u043c c</think> " + "and so the answer is known " * 3] * 20
+    mixed = ["<think>ab\u0442\u0430\u043c\u0442\u0430\u043c</think> " + "and so the answer is known " * 3] * 20
     records = replace(records_of(thought(mixed)), base=base)
     found = about(length_and_format(records), "Letters of the thinking")
-    assert found.value == pytest.approx(3 / 6)
+    assert found.value == pytest.approx(6 / 8)
     assert found.severity is SICK
-    assert "latin: 0.0%, then 50.0% (base, then rl)" in found.claim
+    assert "latin: 0.0%, then 75.0% (base, then rl)" in found.claim
     assert found.evidence
     same = replace(records_of(thought(["<think>abcd</think>"] * 20)), base=base)
     assert about(length_and_format(same), "Letters of the thinking").severity is OK
