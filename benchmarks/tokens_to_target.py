@@ -26,7 +26,10 @@ from forkpoint.seeds import Key
 
 
 def chain_curve(stages: Mapping[str, Mapping[str, Any]], end: str) -> Iterator[tuple[float, float]]:
-    """Tokens and solve rate at every evaluation from the first sampling stage of a chain on."""
+    """Tokens and solve rate at every evaluation from the first sampling stage of a chain on.
+
+    A stage without evaluations on its way, such as one of imitation, counts with the one that ends it.
+    """
     spent = 0.0
     for stage in reversed(list(cells.ancestry(dict(stages), end))):
         tokens, updates = stage["sampled_tokens"], stage["updates"]
@@ -34,6 +37,8 @@ def chain_curve(stages: Mapping[str, Mapping[str, Any]], end: str) -> Iterator[t
         for update, right, problems in stage["curve"]:
             if tokens or spent or stage["stage"] == end:
                 yield spent + (tokens * update / updates if gradual and updates else tokens), right / problems
+        if not stage["curve"] and stage["problems"] and (spent or stage["stage"] == end):
+            yield spent + tokens, stage["correct"] / stage["problems"]
         spent += tokens
 
 

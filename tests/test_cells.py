@@ -124,3 +124,22 @@ def test_solvable_sets_by_hand(cells: ModuleType, monkeypatch: pytest.MonkeyPatc
 def test_the_samples_of_each_problem_are_kept_in_order_of_its_key(cells: ModuleType) -> None:
     found = SimpleNamespace(problem_keys=("b", "b", "a", "a", "a"), correct=np.array([True, False, True, True, False]))
     assert cells.solved_of(found) == [[3, 2], [2, 1]]
+
+
+def test_a_chain_of_stages_ends_with_its_last_evaluation(cells: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base, ten updates of search at 100 tokens with two evaluations, and an imitation that drew 50 tokens before."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.delitem(sys.modules, "tokens_to_target", raising=False)
+    target = importlib.import_module("tokens_to_target")
+    common = {"updates": 10, "curve": []}
+    stages = {
+        "base": {**stage("base", None, 1, 0.0), **common, "kind": "pretrain", "sampled_tokens": 0},
+        "search": {**stage("search", "base", 6, 0.0), "updates": 10, "kind": "rl", "sampled_tokens": 100,
+                   "curve": [[5, 4, 10], [10, 6, 10]]},
+        "learn": {**stage("learn", "search", 9, 0.0), **common, "kind": "sft", "sampled_tokens": 50},
+    }  # fmt: skip
+    assert list(target.chain_curve(stages, "learn")) == [(50.0, 0.4), (100.0, 0.6), (150.0, 0.9)]
+    assert list(target.chain_curve(stages, "search")) == [(50.0, 0.4), (100.0, 0.6)]
+    # A last evaluation confirms the one before it, and is confirmed by none.
+    assert target.reached(list(target.chain_curve(stages, "learn")), 0.9) is None
+    assert target.reached(list(target.chain_curve(stages, "learn")), 0.6) == 100.0
