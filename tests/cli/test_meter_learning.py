@@ -1,6 +1,7 @@
 """`forkpoint meter --learn`, called in this process on a small table and a small decoder."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -31,6 +32,7 @@ def test_curves_are_kept_and_the_page_shows_what_they_saved(call, tmp_path):
     assert code == 0
     assert "learning: 4 curves, at most 36,000 generated tokens" in err
     assert "tokens to target" in out
+    assert re.search(r"equivalents +seconds +uniform", out)
     names = sorted(path.name for path in (tmp_path / "learning").iterdir())
     assert names == [f"{arm}-0.1-{seed}.json" for arm in ("batch_baseline", "leave_one_out") for seed in (0, 1)]
     document = json.loads((tmp_path / "meter.json").read_text())

@@ -4,6 +4,7 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from doctor_examples import healthy_loop, subject_of
 from tiny_runs import BASE, HEAD, RL, tiny_recipe
 
 from forkpoint.assembly import Assembly
+from forkpoint.doctor import dense
 from forkpoint.doctor.dense import dense_credit
 from forkpoint.records import Reward, StopReason
 
@@ -72,3 +74,17 @@ def test_what_cannot_be_known_is_no_sickness(loop, said):
     check = dense_credit(subject_of(loop()))
     assert check.ok
     assert any(part in check.did for part in said.split("|"))
+
+
+@pytest.mark.parametrize(
+    ("shared", "nats", "said"),
+    [
+        (0.5, 0.01, "the others are hardly read; rule: counterfactual ("),
+        (0.5, 0.5, "the others are read, unsafe without a floor; rule: counterfactual with outcome_floor ("),
+        (0.01, 0.5, "the others are read, unsafe without a floor; rule: leave_one_out ("),
+        (0.5, None, "the others are unknown; rule: counterfactual ("),
+    ],
+)
+def test_the_line_names_a_rule(shared, nats, said):
+    depends = None if nats is None else SimpleNamespace(nats=nats)
+    assert said in dense._words(SimpleNamespace(share=0.25), shared, depends)

@@ -52,8 +52,13 @@ def _words(found: Influence, shared: float, depends: Dependence | None) -> str:
     if math.isnan(shared):
         return f"{decide}; overlap unknown"
     pays = "may pay" if shared >= SHARED else "hardly pays"
-    read = "unknown" if depends is None else "read, unsafe without a floor" if depends.nats > READ else "hardly read"
-    return f"{pays}: {decide}, overlap of the others with them as the number; the others are {read}"
+    is_read = depends is not None and depends.nats > READ
+    read = "unknown" if depends is None else "read, unsafe without a floor" if is_read else "hardly read"
+    rule = "leave_one_out" if shared < SHARED else "counterfactual with outcome_floor" if is_read else "counterfactual"
+    return (
+        f"{pays}: {decide}, overlap of the others with them as the number; the others are {read}; rule: {rule} "
+        f"(head-room: forkpoint meter --predict)"
+    )
 
 
 def _overlap(subject: Subject, drawn: Judged, found: Influence) -> float:

@@ -27,7 +27,16 @@ PAGE = "meter.html"
 NONE = "none"
 CREDIT_HEADERS = ("rule", "straw", "Pearson", "Spearman", "AUROC")
 GRADIENT_HEADERS = ("rule", "bias", "cosine", "noise/signal", "over oracle's")
-LEARNING_HEADERS = ("rule", "rate", "solved", "tokens to target", "equivalents", "uniform / rule", "head-room taken")
+LEARNING_HEADERS = (
+    "rule",
+    "rate",
+    "solved",
+    "tokens to target",
+    "equivalents",
+    "seconds",
+    "uniform / rule",
+    "head-room taken",
+)
 COST_HEADERS = ("rule", "tokens", "scored tokens", "verifier calls", "forwards")
 
 
@@ -221,9 +230,11 @@ def learning_rows(document: Mapping[str, Any]) -> list[list[str]]:
 
 def _learning_row(row: Mapping[str, Any]) -> list[str]:
     more = "" if row["solved"] == row["seeds"] else "> "
-    tokens, prices = (f"{more}{count_text(row['costs'][name])}" for name in ("generated_tokens", "equivalents"))
+    costs = [
+        f"{more}{count_text(round(row['costs'][name]))}" for name in ("generated_tokens", "equivalents", "seconds")
+    ]
     interval = "" if row["interval"] is None else f" [{row['interval'][0]:.2f}, {row['interval'][1]:.2f}]"
     ratio = NONE if row["ratio"] is None else f"{row['ratio']:.2f}{interval}"
     share = NONE if row["headroom"] is None else f"{row['headroom']:.0%}"
     solved = f"{row['solved']} of {row['seeds']}"
-    return [row["arm"], f"{row['learning_rate']:g}", solved, tokens, prices, ratio, share]
+    return [row["arm"], f"{row['learning_rate']:g}", solved, *costs, ratio, share]
