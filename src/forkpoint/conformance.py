@@ -138,9 +138,15 @@ def check_verifier(verifier: Callable[[Problem, Rollout], Verdict], problem: Pro
     return faults
 
 
-def check_credit_rule(rule: Callable[[Batch, Probe | None], list[Credit]], batch: Batch) -> list[str]:
-    """Faults of a credit rule on a batch: a missing credit, a wrong shape, advantage on untrained tokens, nan."""
-    credits = rule(batch, None)
+def check_credit_rule(
+    rule: Callable[[Batch, Probe | None], list[Credit]], batch: Batch, probe: Probe | None = None
+) -> list[str]:
+    """Faults of a credit rule on a batch of rollouts with ids of their own.
+
+    A missing credit, a wrong shape, advantage on untrained tokens, nan; other advantages when asked again, or when the
+    groups of the batch come in another order.
+    """
+    credits = rule(batch, probe)
     if len(credits) != len(batch.rollouts):
         return [f"{len(credits)} credits for {len(batch.rollouts)} rollouts"]
     faults = []
@@ -151,7 +157,20 @@ def check_credit_rule(rule: Callable[[Batch, Probe | None], list[Credit]], batch
             faults.append(f"{rollout.id}: advantage on tokens that are not trained")
         elif not np.isfinite(credit.advantages).all():
             faults.append(f"{rollout.id}: an advantage is not finite")
+    turned = replace(batch, groups=batch.groups[::-1])
+    for other, when in ((batch, "when asked again"), (turned, "when the groups come in another order")):
+        if not faults and not _same_credit(batch, credits, other, rule(other, probe)):
+            faults.append(f"other advantages {when}")
     return faults
+
+
+def _same_credit(batch: Batch, credits: Sequence[Credit], other: Batch, again: Sequence[Credit]) -> bool:
+    """Whether each rollout has the same advantages in both, up to rounding."""
+    found = {rollout.id: credit.advantages for rollout, credit in zip(other.rollouts, again, strict=True)}
+    return all(
+        np.allclose(credit.advantages, found[rollout.id], rtol=1e-4, atol=1e-5)
+        for rollout, credit in zip(batch.rollouts, credits, strict=True)
+    )
 
 
 def check_sampler(sampler: Sampler, requests: Sequence[SampleRequest]) -> list[str]:
