@@ -9,12 +9,14 @@ from forkpoint.assembly import build_policy, build_task
 from forkpoint.assembly.checks import check_recipe
 from forkpoint.assembly.credit_checks import (
     check_credit_lengths,
+    check_declared,
     check_needs,
     credit_json,
     credit_line,
     plan_credit,
     try_credit,
 )
+from forkpoint.config.critic import CriticSettings
 from forkpoint.credit.privileged import privileged
 from forkpoint.errors import ModelError, RecipeError
 from forkpoint.seeds import Key
@@ -179,3 +181,34 @@ def test_continuations_do_not_go_with_dropped_truncation(rule):
         check_needs("[[stage]] 'rl'", stage, made, problem, by_character=True)
     kept = stage.model_copy(update={"truncated": "wrong"})
     check_needs("[[stage]] 'rl'", kept, made, problem, by_character=True)
+
+
+def own(*needs):
+    def rule(batch, probe):
+        return []
+
+    rule.needs = needs
+    return rule
+
+
+@pytest.mark.parametrize(
+    ("task", "needs", "message"),
+    [
+        ("paths", ("reply",), "needs replies, which the task paths lacks; what works here: .*leave_one_out"),
+        ("paths", ("judge",), "needs a judge, which the recipe lacks"),
+        ("paths", ("state", "critic"), r"needs a critic: give \[stage.critic\]; what works here"),
+        ("countdown", ("state",), "needs state, which the task countdown lacks"),
+        ("paths", ("sate",), r"credit.rule = 'my:rule': needs = 'sate' is not known. Did you mean 'state'\?"),
+    ],
+)
+def test_a_rule_of_somebody_else_may_say_what_it_needs(task, needs, message):
+    stage, made, problem, _ = of(task)
+    stage = stage.model_copy(update={"credit": stage.credit.model_copy(update={"rule": "my:rule"})})
+    with pytest.raises(RecipeError, match=message):
+        check_declared("[[stage]] 'rl'", stage, own(*needs), made, problem, by_character=True)
+    check_declared("[[stage]] 'rl'", stage, own(), made, problem, by_character=False)
+    with_critic = stage.model_copy(update={"critic": CriticSettings()})
+    if made.name == "paths":
+        check_declared(
+            "[[stage]] 'rl'", with_critic, own("state", "critic", "cut_points"), made, problem, by_character=False
+        )

@@ -11,6 +11,7 @@ from forkpoint.assembly.build import Assembly, build_policy, evaluation_budget
 from forkpoint.assembly.credit_checks import (
     CreditPlan,
     check_credit_lengths,
+    check_declared,
     check_needs,
     plan_credit,
     try_credit,
@@ -79,6 +80,7 @@ def _check_credit(
     where = f"[[stage]] '{stage.name}'"
     check_needs(where, stage, task, train[0], by_character=policy.texts.by_character)
     rule = resolve(f"{where}: credit.rule", stage.credit.rule, CREDIT_RULES)
+    check_declared(where, stage, rule, task, train[0], by_character=policy.texts.by_character)
     try_credit(where, stage, rule, task, train[0])
     check_credit_lengths(where, stage, task, policy, train[:PROBED])
     check_distillation(where, stage, task, policy, train[:PROBED])

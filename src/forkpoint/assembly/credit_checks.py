@@ -33,7 +33,7 @@ from forkpoint.credit.needs import (
 )
 from forkpoint.credit.privileged import Knowledge, knowledge_of
 from forkpoint.credit.transcripts import step_cuts
-from forkpoint.errors import ForkpointError, ModelError, RecipeError
+from forkpoint.errors import ForkpointError, ModelError, RecipeError, unknown_name
 from forkpoint.probe import Answerable, Continuation, Privileged, SampleRequest, ScoreRequest, Teachable
 from forkpoint.records import Batch, Floats, Group, Ints, Outcome, Problem, Reward, Rollout, Verdict, frozen_array
 from forkpoint.tasks.protocol import Task
@@ -82,6 +82,29 @@ def check_needs(where: str, stage: RLStage, task: Task, problem: Problem, *, by_
         _refuse_unmet(f"{where}: credit.{key} = '{name}'", name, options, table, met, task)
 
 
+def check_declared(
+    where: str, stage: RLStage, rule: Callable[..., Any], task: Task, problem: Problem, *, by_character: bool
+) -> None:
+    """Raises RecipeError for a rule of somebody else whose attribute `needs` names what is not there.
+
+    It may name any of `Need`; a critic is there where `[stage.critic]` is given, a judge never.
+    """
+    declared = getattr(rule, "needs", ())
+    if stage.credit.rule in CREDIT_RULES or not declared:
+        return
+    at = f"{where}: credit.rule = '{stage.credit.rule}'"
+    for name in declared:
+        if name not in set(Need):
+            raise RecipeError(unknown_name(f"{at}: needs", str(name), map(str, Need)))
+    by_character = task.alphabet is not None
+    met = offered(
+        task, problem, by_character=by_character, critic=stage.critic is not None, experts=stage.experts > 0
+    )  # fmt: skip
+    lacks = lacking(Demands(needs=frozenset(map(Need, declared))), {}, met, task)
+    if lacks:
+        raise RecipeError(f"{at} needs {lacks}; what works here: {', '.join(workable(RULE_DEMANDS, met))}.")
+
+
 def check_rule_needs(where: str, name: str, options: Mapping[str, Any], task: Task, problem: Problem) -> None:
     """Raises RecipeError for a rule that needs what the task lacks, whatever the stage; critics are not looked at."""
     met = offered(task, problem, by_character=task.alphabet is not None, critic=True)
@@ -104,7 +127,7 @@ def lacking(demands: Demands, options: Mapping[str, Any], met: frozenset[Need], 
 _LACKS: Mapping[Need, str] = MappingProxyType(
     {
         Need.CHARACTERS: "characters as tokens, which this policy does not have",
-        Need.CRITIC: "a critic, which this policy cannot have",
+        Need.CRITIC: "a critic: give [stage.critic]",
         Need.EXPERTS: "experts, but the stage has none",
         Need.ANSWER_KEY: "an answer key, which the problems of the task {task} lack",
         Need.REPLY: "replies, which the task {task} lacks",
