@@ -212,3 +212,6 @@ def test_a_rule_of_somebody_else_may_say_what_it_needs(task, needs, message):
         check_declared(
             "[[stage]] 'rl'", with_critic, own("state", "critic", "cut_points"), made, problem, by_character=False
         )
+    check_declared("[[stage]] 'rl'", stage, own("characters"), made, problem, by_character=True)
+    with pytest.raises(RecipeError, match="needs characters as tokens"):
+        check_declared("[[stage]] 'rl'", stage, own("characters"), made, problem, by_character=False)

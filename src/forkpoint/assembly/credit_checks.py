@@ -96,7 +96,6 @@ def check_declared(
     for name in declared:
         if name not in set(Need):
             raise RecipeError(unknown_name(f"{at}: needs", str(name), map(str, Need)))
-    by_character = task.alphabet is not None
     met = offered(
         task, problem, by_character=by_character, critic=stage.critic is not None, experts=stage.experts > 0
     )  # fmt: skip
