@@ -1,6 +1,7 @@
 """`forkpoint review`: from stored rollouts to verified fixes, in pieces, and what mistakes look like."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -111,6 +112,14 @@ def test_nothing_is_reviewed_twice_and_what_was_broken_off_goes_on(call, run, mo
         assert {review.rollout_id for review in expected} < {review.rollout_id for review in reader.reviews()}
     code, out, _ = call("propose", run, "--sources", "solver")
     assert (code, out) == (0, "nothing was left to review; --fresh draws new rollouts\n")
+    bare = shutil.copytree(run, run.parent / "bare")
+    with RunWriter.open(bare) as writer:
+        writer._connection.execute("DELETE FROM verdicts")
+    code, out, _ = call("propose", bare, "--sources", "solver")
+    assert re.fullmatch(
+        r"nothing could be reviewed: none of the \d+ rollouts that 'rl' kept has a verdict; --fresh draws new rollouts\n",
+        out,
+    )
     # The same in two pieces: the second call ends after its first portion.
     other = shutil.copytree(run, run.parent / "other")
     with RunWriter.open(other) as writer:

@@ -253,3 +253,12 @@ def test_the_answer_in_another_form_than_the_policys_own_is_a_leak():
     assert verified("#7\n", probe).reason == "leak: it holds the answer"
     loud = ScoringProbe(lambda context: 0.9 if context.endswith(("xy;", "own;")) else 0.05, Asking())
     assert verified("xy;", loud).reason.startswith("leak: log p(answer) rises")
+
+
+def test_without_any_answer_a_leak_cannot_be_seen_and_nothing_is_let_through():
+    """No reference answer and a task that cannot be asked for one: a check that sees nothing must not pass all."""
+    probe = ScoringProbe(lambda context: 0.5, Steps())
+    (found,) = leaks([asked("xy;", of=problem(answer=" "))], probe, key=KEY, settings=RULES)
+    assert found.reason(RULES) == "leak: there is no reference answer, so none could be seen"
+    (found,) = leaks([asked("xy;")], probe, key=KEY, settings=RULES)
+    assert found.reason(RULES) == ""

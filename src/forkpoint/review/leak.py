@@ -64,9 +64,13 @@ class Leak:
     """Of log p(answer), nats; None where the task has no answer to ask for."""
     readable: float
     """Geometric mean of the probabilities of the answer's tokens after the fix; 0 where it was not asked for."""
+    unseen: bool = False
+    """Whether there is nothing to hold the fix against: no reference answer, and none that could be asked for."""
 
     def reason(self, settings: LeakSettings) -> str:
-        """Why it is a leak; empty if it is none."""
+        """Why it is a leak, or may be one; empty if it is none."""
+        if self.unseen:
+            return "leak: there is no reference answer, so none could be seen"
         if self.literal:
             return "leak: it holds the answer"
         if self.rise is not None and self.rise >= settings.threshold and self.readable >= settings.readable:
@@ -170,7 +174,7 @@ def _leak(question: Question, asked: _Asked | None, scores: Mapping[_Name, Float
     word = question.problem.answer
     literal = holds_word(question.text, word) and not any(holds_word(other, word) for other in question.others)
     if asked is None:
-        return Leak(literal=literal, rise=None, readable=0.0)
+        return Leak(literal=literal, rise=None, readable=0.0, unseen=not word.strip())
     bare, fixed, *others = (
         _mean([float(scores[name][asked.given :].sum(dtype=np.float64)) for name in row]) for row in asked.rows
     )

@@ -150,7 +150,7 @@ def _told(step: Blamed, probe: Probe, kind: str) -> str | None:
     if kind not in ("answer", "sibling"):
         raise ValueError(f"review: knowledge = '{kind}' must be answer or sibling.")
     known = step.problem.answer if kind == "answer" else next((each.text for each in _correct(step.group)), None)
-    if known is None or not isinstance(probe.task, Privileged):
+    if not known or not isinstance(probe.task, Privileged):
         return None
     return probe.task.privileged_prompt(step.problem, known)
 
