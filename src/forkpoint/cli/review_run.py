@@ -99,9 +99,7 @@ def propose_run(run: Path, asked: Asked, *, as_json: bool) -> int:
     if as_json:
         print_json({**summary, "tokens": done.tokens, "gate": None if gate is None else gate.line})
     elif not done.rollouts:
-        print(
-            "the budget was too small" if done.over else f"{_nothing(run, reviewer.stage)}; --fresh draws new rollouts"
-        )
+        print("the budget was too small" if done.over else _nothing(run, reviewer.stage))
     else:
         fixes = "" if asked.successes else f", {done.proposals} fixes proposed"
         print(f"{done.rollouts} rollouts reviewed, {done.hinges} hinges found{fixes}")
@@ -117,8 +115,10 @@ def _nothing(run: Path, stage: str) -> str:
         verdicts = (reader.verdict(name) for name in kept)
         judged = any(verdict is not None and verdict.correct is not None for verdict in verdicts)
     if kept and not judged:
-        return f"nothing could be reviewed: none of the {len(kept)} rollouts that '{stage}' kept has a verdict"
-    return "nothing was left to review"
+        why = f"nothing could be reviewed: none of the {len(kept)} rollouts that '{stage}' kept has a verdict"
+    else:
+        why = "nothing was left to review"
+    return f"{why}; --fresh draws new rollouts"
 
 
 def _review(call: _Call, writer: RunWriter, groups: Sequence[Group], chosen: Sequence[str], done: _Done) -> None:
