@@ -28,7 +28,7 @@ class ReviewSettings(Strict):
     fresh: Annotated[int, Field(ge=1, le=4096)] = 32
     """Rollouts of each arm behind the reported lift of an accepted fix; they decide nothing but that it is above 0."""
     budget: Annotated[int, Field(ge=1, le=10_000_000_000)] = 200_000
-    """Most tokens that the review samples beside the rollouts."""
+    """Most tokens of continuations and trials; the gate and the policy's proposals come on top, and are counted."""
     false_discovery: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Expected share of useless fixes among the accepted ones."""
     min_drop: Annotated[float, Field(gt=0, le=1)] = 0.3
