@@ -199,6 +199,8 @@ class Templated:
             assert not add_special_tokens
             return [len(text)]
 
+    by_character = False
+
     @staticmethod
     def encode_prompt(text):
         return np.array([-1])

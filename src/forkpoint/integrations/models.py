@@ -165,7 +165,8 @@ def _gap(texts: Sequence[str], lead: str) -> str:
 def _prompt(prompt: str, texts: Texts, *, raw: bool) -> Ints:
     """The tokens of a prompt; one that holds special tokens of the tokenizer went through a template already."""
     special = [text for text in texts.tokenizer.all_special_tokens if text and text in prompt]
-    if raw or (special and getattr(texts.tokenizer, "chat_template", None)):
+    # A tokenizer of single characters has no template, and takes what it does not know for padding.
+    if not texts.by_character and (raw or (special and getattr(texts.tokenizer, "chat_template", None))):
         return frozen_array(texts.tokenizer.encode(prompt, add_special_tokens=False), np.int32)
     return texts.encode_prompt(prompt)
 
