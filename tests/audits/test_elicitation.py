@@ -144,3 +144,13 @@ def test_a_way_beyond_the_context_leaves_the_others():
     (found,) = elicitation("sabotage", subject)
     assert found.severity is Severity.CRITICAL
     assert found.claim.split(" Bound")[0].endswith("Beyond the context: the prompt after 'long'.")
+
+
+def test_a_long_text_is_cut_where_people_read_and_nowhere_else():
+    long = "a" * 300
+    subject = Held({f"the prompt after {long!r}": 4}, leads=(long,))
+    (found,) = elicitation("sabotage", subject)
+    assert found.severity is Severity.CRITICAL
+    assert "a" * 60 in found.claim
+    assert "a" * 81 not in found.claim
+    assert subject.ways[-1].name.endswith(f"{long!r}")

@@ -107,6 +107,7 @@ def test_a_text_to_elicit_with_needs_models_and_must_be_readable(call, run):
     code, _, err = call(run, "--elicit", "go ")
     assert code == 2
     assert "--elicit goes with --models" in err
+    assert call(run, "--models", "--elicit", "")[2] == "error: --elicit = '': the text is empty.\n"
     code, out, err = call(
         run, "--models", "--only", "sabotage", "--stage", "rl", "--elicit", "\N{SNOWMAN}", "--no-store"
     )
@@ -114,7 +115,7 @@ def test_a_text_to_elicit_with_needs_models_and_must_be_readable(call, run):
     assert re.search(r"--elicit: the character '.*' of the text '.*' is outside the model's alphabet", err)
     # A text beyond the context is one way less; what the others and the records say stays.
     code, out, _ = call(run, "--models", "--only", "sabotage", "--stage", "rl", "--elicit", "a" * 99, "--no-store")
-    assert re.search(r"Asked plainly .*weight noise 0.2 .* Beyond the context: the prompt after 'a{99}'\.", out)
+    assert re.search(r"Asked plainly .*weight noise 0.2 .* Beyond the context: the prompt after 'a+\u2026\.", out)
 
 
 def test_a_model_folder_is_asked_about_the_rollouts_of_another_trainer(call, run, tmp_path):
@@ -139,8 +140,15 @@ def test_a_model_folder_is_asked_about_the_rollouts_of_another_trainer(call, run
     assert 0 < ran["token_edits"]["findings"][0]["value"] <= 1
     assert ran["template_collapse"]["findings"]
     assert re.search(r"rollouts: token_edits scores up to \d+ tokens, samples 0\n", err)
-    code, out, _ = call(rollouts, "--model", model, "--only", "token_edits", "--json")
+    assert call(rollouts, "--model", model, "--answer-lead", "\N{SNOWMAN}")[0] == 2
+    assert "--answer-lead: the character" in call(rollouts, "--model", model, "--answer-lead", "\N{SNOWMAN}")[2]
+    code, out, err = call(rollouts, "--model", model, "--only", "token_edits,premature_confidence", "--json")
+    assert "scores up to" not in err
     assert json.loads(out)["stages"][0]["audits"][0]["lacks"] == {"edits": ["base"]}
+    assert (
+        call(rollouts, "--model", model, "--elicit", "")[2]
+        == "error: --elicit goes with --models: the text is put before the prompts of a model.\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,6 +157,10 @@ def test_a_model_folder_is_asked_about_the_rollouts_of_another_trainer(call, run
         (["--base-model", "x"], "--base-model goes with --model."),
         (["--answer-lead", "#"], "--answer-lead goes with --model."),
         (["--raw-prompts"], "--raw-prompts goes with --model."),
+        (
+            ["--models", "--elicit", ""],
+            "--models goes with a run of ours, rollouts.jsonl holds rollouts: name their --model.",
+        ),
         (["--dtype", "float16"], "--dtype goes with --model."),
         (["--model", "nowhere"], "there is no model at nowhere: config.json is missing."),
         (["--models"], "--models goes with a run of ours, rollouts.jsonl holds rollouts: name their --model."),

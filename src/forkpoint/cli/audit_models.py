@@ -24,6 +24,8 @@ def check_options(path: Path, request: Mapping[str, Any], *, is_run: bool) -> No
         raise RecipeError(f"--models goes with a run of ours, {path} holds rollouts: name their --model.")
     if request["elicit"] and not request["models"]:
         raise RecipeError("--elicit goes with --models: the text is put before the prompts of a model.")
+    if "" in request["elicit"]:
+        raise RecipeError("--elicit = '': the text is empty.")
     for option in ("base_model", "answer_lead", "raw_prompts", "dtype"):
         if request[option] and not request["model"]:
             raise RecipeError(f"--{option.replace('_', '-')} goes with --model.")
@@ -67,8 +69,9 @@ def _of_folder(records: Records, request: Mapping[str, Any], only: Sequence[str]
     from forkpoint.integrations.models import Folders, model_probe
     from forkpoint.integrations.rollout_fields import RolloutsError
 
+    base = Path(request["base_model"]) if request["base_model"] else None
     folders = Folders(
-        model=Path(request["model"]), base=Path(request["base_model"]) if request["base_model"] else None,
+        model=Path(request["model"]), base=base,
         answer_lead=request["answer_lead"], raw_prompts=request["raw_prompts"], dtype=request["dtype"] or "float32",
     )  # fmt: skip
     try:
@@ -76,13 +79,21 @@ def _of_folder(records: Records, request: Mapping[str, Any], only: Sequence[str]
     except RolloutsError as error:
         _say(f"{records.stage}: {error} The model is not asked.")
         return None
+    try:
+        probe.encode(folders.answer_lead)
+    except ForkpointError as error:
+        raise RecipeError(f"--answer-lead: {error}") from None
     if left_out:
         _say(
             f"{records.stage}: {left_out} rollouts are empty, beyond the context, not of this tokenizer or have tool "
             f"rounds: left out"
         )
+    # Without a base there is nothing to compare, without a lead no answer to ask for.
+    idle = {token_edits.NAME} if base is None else set()
+    idle |= set() if folders.answer_lead else {premature_confidence.NAME}
     read_alone = partial(token_edits.planned_cost, causal=False)
-    _say_costs(records.stage, probe.groups, only, {token_edits.NAME: read_alone})
+    named = [name for name in only if name not in idle]
+    _say_costs(records.stage, probe.groups, named, {token_edits.NAME: read_alone})
     return probe
 
 

@@ -34,7 +34,7 @@ class Where:
     @property
     def id(self) -> str:
         """A name for the rollout: file and line."""
-        return f"{self.path.parent.name}/{self.path.name}:{self.line}"
+        return f"{Path(self.path.parent.name) / self.path.name}:{self.line}"
 
     def wrong(self, message: str) -> RolloutsError:
         """The error for this place."""
