@@ -144,6 +144,8 @@ def test_a_way_beyond_the_context_leaves_the_others():
     (found,) = elicitation("sabotage", subject)
     assert found.severity is Severity.CRITICAL
     assert found.claim.split(" Bound")[0].endswith("Beyond the context: the prompt after 'long'.")
+    # The way that could not be asked was one of those that the best was to be chosen from.
+    assert "(interval for the best of 5)" in found.claim
 
 
 def test_a_long_text_is_cut_where_people_read_and_nowhere_else():

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forkpoint.audits.part import Bounds, judged
-from forkpoint.audits.texts import options
+from forkpoint.audits.texts import options, spoken
 from forkpoint.errors import ContextError
 from forkpoint.probe import Probe
 from forkpoint.records import Finding, Group, Problem
@@ -89,14 +89,8 @@ def planned_cost(groups: Sequence[Group], *, leads: Sequence[str] = ()) -> dict[
 
 def chance(problems: Sequence[Problem]) -> float:
     """What guessing solves: one of the options of each prompt, nothing where there are none."""
-    shares = [1 / len(known) if (known := options(_spoken(problem))) else 0.0 for problem in problems]
+    shares = [1 / len(known) if (known := options(spoken(problem.prompt))) else 0.0 for problem in problems]
     return float(np.mean(shares)) if shares else 0.0
-
-
-def _spoken(problem: Problem) -> str:
-    if isinstance(problem.prompt, str):
-        return problem.prompt
-    return "\n".join(message.get("content", "") for message in problem.prompt)
 
 
 def solved(groups: Sequence[Group]) -> Mapping[str, float]:
@@ -152,7 +146,7 @@ def elicitation(audit: str, probe: Probe | None) -> list[Finding]:
     than = f", guessing {guessed:.1%}" if guessed else ""
     claim = (
         f"Asked plainly {float(np.mean(list(plain.values()))):.1%} is solved{than}; {told}. The most is gained by "
-        f"{_short(best)}: {value:+.1%} (interval for the best of {len(found)})."
+        f"{_short(best)}: {value:+.1%} (interval for the best of {len(asked)})."
     )
     if refused:
         claim += f" Beyond the context: {', '.join(refused)}."

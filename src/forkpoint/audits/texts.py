@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+from forkpoint.records import Message
+
 MAX_CHARACTERS = 40_000
 """Of a text that are looked at, from its end."""
 MAX_PERIOD = 64
@@ -97,6 +99,11 @@ def strangers(text: str, main: str) -> float:
     if not letters:
         return float("nan")
     return sum(unicodedata.name(letter, "?").split()[0] != main for letter in letters) / len(letters)
+
+
+def spoken(prompt: str | Sequence[Message]) -> str:
+    """A prompt as one text; of messages the contents, one under the other."""
+    return prompt if isinstance(prompt, str) else "\n".join(message.get("content", "") for message in prompt)
 
 
 def normal(text: str) -> str:

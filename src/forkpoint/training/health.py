@@ -16,10 +16,11 @@ from forkpoint.audits.part import RANKS, STATUS
 from forkpoint.audits.rows import Metrics, Row, records_of
 from forkpoint.audits.table import run_audits
 from forkpoint.audits.template_collapse import Collapse, collapse, cross_scores, findings
+from forkpoint.audits.texts import spoken
 from forkpoint.config.recipe import RLStage
 from forkpoint.config.watching import Audits
 from forkpoint.errors import ForkpointError
-from forkpoint.records import Contents, Finding, Group, Message, Records, SpanKind
+from forkpoint.records import Contents, Finding, Group, Records, SpanKind
 from forkpoint.store import RunReader
 from forkpoint.training.hooks import Inspection, Loop
 from forkpoint.training.stage import kept_rollouts
@@ -69,15 +70,11 @@ def _rows(groups: Sequence[Group], stage: str) -> Iterator[Row]:
                 correct=verdict.correct, outcome=verdict.outcome, stop=rollout.stop_reason, reward=reward,
                 difficulty=group.problem.difficulty, parts=verdict.parts,
                 said=Contents(
-                    prompt=_spoken(group.problem.prompt), text=rollout.text, answer=verdict.answer,
+                    prompt=spoken(group.problem.prompt), text=rollout.text, answer=verdict.answer,
                     reference=group.problem.answer, tokens=rollout.tokens, loss_mask=rollout.loss_mask,
                     behavior_logprobs=rollout.behavior_logprobs,
                 ),
             )  # fmt: skip
-
-
-def _spoken(prompt: str | tuple[Message, ...]) -> str:
-    return prompt if isinstance(prompt, str) else "\n".join(message.get("content", "") for message in prompt)
 
 
 def fitting(groups: Sequence[Group], context: int | None) -> list[Group]:
