@@ -152,8 +152,12 @@ def keep_cell(panel: Panel, cell: Cell, runs: Path) -> None:
         for name in (stage.name for stage in recipe.stage)
         if name != panel.base
     }
+    for name in panel.controls:
+        # Imitation keeps no log-probabilities of a sampler, so there both are asked anew.
+        if name in audited and not audited[name][mismatch.NAME]["findings"]:
+            audited[name] |= drawn_stage(folder, 1.0, stage=name)
     if cell.arm == mismatch.NAME:
-        audited |= {dose: mistaken_stage(folder, warm) for dose, warm in panel.temperatures.items()}
+        audited |= {dose: drawn_stage(folder, warm, stage="healthy") for dose, warm in panel.temperatures.items()}
     with RunReader(folder) as reader:
         seconds = sum(float(reader.metrics(stage.name, "seconds")[1].sum()) for stage in recipe.stage)
         solved = {stage.name: solve_rate(reader, stage.name) for stage in recipe.stage}
@@ -185,7 +189,7 @@ def audited_stage(
     return {result.audit: told(result) for result in run_audits(records, only=audits, probe=subject)}
 
 
-def mistaken_stage(folder: Path, temperature: float, *, stage: str = "healthy") -> dict[str, Any]:
+def drawn_stage(folder: Path, temperature: float, *, stage: str) -> dict[str, Any]:
     """What `mismatch` says where a sampler draws at a temperature and the trainer reads at 1."""
     probe = stage_subject(folder, stage, problems=PROBLEMS)
     drawn = [

@@ -47,7 +47,7 @@ def test_two_rollouts_by_hand():
     assert (found.positions, found.rollouts) == (6, 2)
     assert found.different.value == pytest.approx(3 / 6)
     assert found.shifted.value == pytest.approx(1 / 3)
-    assert (found.second, found.rank) == (pytest.approx(1 / 3), 4)
+    assert (found.second.value, found.rank) == (pytest.approx(1 / 3), 4)
     assert found.entropy == pytest.approx(3.6 / 6)
     assert found.entropy_ratio.value == pytest.approx((3.1 / 3) / 0.6)
     assert found.divergence.value == pytest.approx(1.2 / 6)

@@ -69,7 +69,7 @@ class Edits:
     """How many these are."""
     shifted: Ratio | None
     """Share of these that the base ranks beyond 5."""
-    second: float | None
+    second: Ratio | None
     """Share of these that the base ranks second."""
     rank: float | None
     """Mean rank under the base where they differ."""
@@ -117,6 +117,7 @@ def edits(found: Sequence[Compared], problems: NDArray[np.uint64], key: Key) -> 
     sampled = np.array([(rank > 0).sum() for rank in ranks], dtype=np.float64)
     different = np.array([(rank > 1).sum() for rank in ranks], dtype=np.float64)
     far = np.array([(rank > NEAR).sum() for rank in ranks], dtype=np.float64)
+    next_best = np.array([(rank == 2).sum() for rank in ranks], dtype=np.float64)
     # Entropies are 0 where nothing was sampled, so plain sums are those of the sampled tokens.
     total = np.array([entropy.sum() for entropy in entropies])
     there = np.array([entropy[rank > 1].sum() for entropy, rank in zip(entropies, ranks, strict=True)])
@@ -130,7 +131,8 @@ def edits(found: Sequence[Compared], problems: NDArray[np.uint64], key: Key) -> 
     return Edits(
         positions=int(sampled.sum()), rollouts=len(found), different=share, divergence=mean, entropy=entropy,
         shifted=_ratio(far, different, problems, key.child("far")), differing=int(count),
-        second=float((moved == 2).mean()) if count else None, rank=float(moved.mean()) if count else None,
+        second=_ratio(next_best, different, problems, key.child("second")),
+        rank=float(moved.mean()) if count else None,
         entropy_ratio=None if at_edits is None or entropy <= 0 else _scaled(at_edits, 1 / entropy),
     )  # fmt: skip
 
@@ -209,23 +211,27 @@ def _told(found: Edits, evidence: Sequence[str]) -> list[Finding]:
         f"base; mean Jensen-Shannon divergence {found.divergence.value:.2g} nats."
     )
     told = [graded(NAME, claim, found.different.value, found.different.interval, EDITED)]
-    if found.shifted is not None and found.rank is not None and found.second is not None:
+    if found.shifted is not None:
         claim = (
-            f"Of these {found.shifted.value:.0%} were shifted (beyond rank {NEAR} of the base), the others reranked: "
-            f"{found.second:.0%} were its second choice; mean rank {found.rank:.2f}."
+            f"Of these {found.shifted.value:.0%} were shifted (beyond rank {NEAR} of the base), the others reranked."
         )
         told.append(graded(NAME, claim, found.shifted.value, of_few(found.shifted, found.differing), SHIFTED))
     told = [each if each.severity is Severity.INFO else replace(each, evidence=tuple(evidence)) for each in told]
+    if found.second is not None and found.rank is not None:
+        claim = f"{found.second.value:.0%} of them were the base's second choice; the mean rank is {found.rank:.2f}."
+        told.append(_noted(claim, found.second.value, of_few(found.second, found.differing)))
     if found.entropy_ratio is not None:
         claim = (
             f"The base's entropy is {found.entropy_ratio.value:.1f} times its mean of {found.entropy:.2f} nats where "
             f"the two differ (5 to 12 for RL on large models, arXiv 2605.06241)."
         )
-        ratio = found.entropy_ratio
-        told.append(
-            Finding(audit=NAME, severity=Severity.INFO, claim=claim, value=ratio.value, interval=ratio.interval)
-        )
+        told.append(_noted(claim, found.entropy_ratio.value, found.entropy_ratio.interval))
     return told
+
+
+def _noted(claim: str, value: float, interval: Interval) -> Finding:
+    """What has no bound."""
+    return Finding(audit=NAME, severity=Severity.INFO, claim=claim, value=value, interval=interval)
 
 
 def of_few(share: Ratio, count: int) -> Interval:
