@@ -95,6 +95,7 @@ def test_every_audit_has_a_patient_with_doses_and_a_healthy_twin(panel: ModuleTy
         assert {read.base, *read.doses, *read.controls} <= set(stages) | made_here
         assert parent(stages[read.base]) is None
         assert parent(stages["healthy"]) == read.base
+        assert load_recipe(path).evaluation.shifted
     cells = read.cells()
     assert len(cells) == len(read.patients) * len(read.seeds) == 78
     assert not {cell.place for cell in cells} & {cell.place for cell in read.cells(tuning=True)}
@@ -187,6 +188,7 @@ def test_a_cell_from_run_to_table(panel: ModuleType, tmp_path: Path, capsys: pyt
     assert set(record["stages"]) == {"full", "healthy"}
     assert set(record["stages"]["healthy"]) == set(AUDITS)
     assert record["stages"]["healthy"]["template_collapse"]["status"] != "not run"
+    assert len(record["stages"]["healthy"]["mismatch"]["findings"]) == 3
     assert "template_collapse" not in record["stages"]["full"]
     assert record["stages"]["full"]["advantage_collapse"]["findings"][0]["value"] in (0.0, 0.5, 1.0)
     assert record["parents"] == {"base": None, "full": "base", "healthy": "base"}

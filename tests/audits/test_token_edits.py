@@ -151,12 +151,16 @@ def groups_of(count=30):
 def test_the_audit_tells_edits_that_matter_from_random_ones():
     subject = Pair(groups_of())
     assert isinstance(subject, Probe)
-    different, shifted, ratio, check = token_edits(RECORDS, subject)
+    different, shifted, second, ratio, check = token_edits(RECORDS, subject)
     assert different.value == 0.25
     assert different.severity is Severity.WARNING
     assert different.threshold == EDITED.watch
     assert len(different.evidence) == 8
     assert (shifted.value, shifted.severity) == (0, Severity.INFO)
+    # All of the 150 tokens; Wilson's lower end of 150 of 150.
+    assert (second.value, second.severity) == (1, Severity.INFO)
+    assert second.interval == (pytest.approx(0.9750, abs=1e-4), 1)
+    assert "100% of them were the base's second choice; the mean rank is 2.00" in second.claim
     assert ratio.value == pytest.approx(3, rel=1e-6)
     assert check.value == 1
     assert check.severity is Severity.INFO
@@ -176,6 +180,6 @@ def test_without_base_rollouts_or_verdicts():
     assert token_edits(RECORDS, Pair([])) == []
     bare = [type(each)(problem=each.problem, rollouts=each.rollouts, verdicts=()) for each in groups_of(3)]
     subject = Pair(bare)
-    assert len(token_edits(RECORDS, subject)) == 3
+    assert len(token_edits(RECORDS, subject)) == 4
     assert causal_check(subject, subject, KEY) is None
     assert planned_cost(groups_of(3)) == {"scored_tokens": 120 + 22 * 60, "sampled_tokens": 660}
