@@ -99,6 +99,33 @@ def test_a_fix_stands_beside_the_step_and_its_story_ends_with_it(tmp_path):
     assert second.told.endswith("; leaks the answer")
 
 
+@pytest.mark.parametrize(
+    ("kind", "text", "pieces", "retold"),
+    [
+        (None, "", [("bc", ""), ("f", "")], "without what came to nothing; not verified"),
+        (EditKind.PRUNE, "", [("bc", ""), ("f", "")], "edited story, prune"),
+        (EditKind.SUMMARISE, "g<", [("g<", "new"), ("bc", ""), ("g<", "new"), ("f", "")], "edited story, summarise"),
+    ],
+)
+def test_a_success_is_told_without_its_waste(tmp_path, kind, text, pieces, retold):
+    spans = (Span(start=0, end=1, why=Waste.RESTART), Span(start=3, end=5, why=Waste.DEAD_END))
+    edits = [make_edit("r0", kind, span.start, span.end, text, "review") for span in spans] if kind else []
+    success = review(0, correct=True, hinge=None, first_error=None, values=(), wasted=spans)
+    with stored(tmp_path / "run", [success, review(1)], edits, text="abcdef") as reader:
+        views = {view.id: view for view in postmortems(reader, TEXTS)[0]}
+        page = render_report(reader)
+    told = views["r0"]
+    assert [(piece.text, piece.shade) for piece in told.story] == pieces
+    assert told.retold == retold
+    assert [(piece.text, piece.title) for piece in told.pieces if piece.shade == "wasted"] == [
+        ("a", "came to nothing: restart"), ("de", "came to nothing: dead end"),
+    ]  # fmt: skip
+    # A failure has no such story: without its dead ends it is still a failure.
+    assert views["r1"].story == ()
+    assert page.count(retold) == 1
+    assert "<g<" not in page
+
+
 def test_verified_fixes_come_first_and_the_rest_is_counted(tmp_path):
     number = MAX_POSTMORTEMS + 3
     edit = fix("e", index=number - 1)

@@ -52,7 +52,8 @@ class DrawingProbe(CoinProbe):
 
 
 def blamed(*siblings, rollout=FAILED, start=3, end=6, of=None):
-    return Blamed(group=group(rollout, *siblings, of=of), rollout=rollout, start=start, end=end, feedback="It fails.")
+    home = group(rollout, *siblings, of=of)
+    return Blamed(group=home, rollout=rollout, start=start, end=end, feedback="It fails.", reason="no#1")
 
 
 def proposed(step=None, probe=None, ask=None, sources=(), **changes):
@@ -81,6 +82,7 @@ def test_what_a_review_blames():
     found = blamed_step(review(first_error=claim(3), hinge=claim(6)), mine)
     assert (found.start, found.end, found.rollout) == (3, 6, FAILED)
     assert found.feedback == ("This step changes the share of right outcomes by -0.50. The verifier said: it says so.")
+    assert found.reason == "it says so"
     assert blamed_step(review(hinge=claim(6)), mine).start == 6
     assert blamed_step(review(hinge=claim(6, change=0.5)), mine) is None
     assert blamed_step(review(hinge=claim(6), correct=True), mine) is None
@@ -129,7 +131,14 @@ def test_a_siblings_solution_in_the_prompt():
     assert reasons(refused) == [("policy", "", "it cannot be told the answer: bad knowledge")]
     untold = proposed(probe=DrawingProbe(task=Steps()), sources=("policy",))
     assert reasons(untold) == [("policy", "", "there is no answer to tell it, or no way")]
-    with pytest.raises(ValueError, match="must be answer or sibling"):
+    told = DrawingProbe()
+    assert texts(proposed(probe=told, sources=("policy",), draws=1, knowledge=("feedback", "answer"))) == ["xy;"]
+    assert [text_of(request.prompt_tokens) for request in told.asked] == ["p>|no#1", "p>|7"]
+    strange = proposed(replace(blamed(), reason="Ω"), sources=("policy",), knowledge=("feedback",))
+    assert reasons(strange)[0][2].startswith("it cannot be told the feedback: outside the alphabet")
+    silent = proposed(replace(blamed(), reason=""), sources=("policy",), knowledge=("feedback",))
+    assert reasons(silent) == [("policy", "", "there is no feedback to tell it, or no way")]
+    with pytest.raises(ValueError, match="must be of answer, sibling, feedback"):
         proposed(sources=("policy",), knowledge=("weather",))
 
 

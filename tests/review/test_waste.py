@@ -118,6 +118,31 @@ def test_a_pause_within_a_loop_is_part_of_the_dead_end():
     assert wasted_spans(HAND, written_rollout(HAND, "R.LR"), Line()) == (Span(start=0, end=3, why=Waste.DEAD_END),)
 
 
+def test_a_new_beginning_is_a_restart_and_the_way_back_is_none():
+    class Draft:
+        """A text that `R` throws away and `<` shortens by a letter; the state is what is left."""
+
+        def cut_points(self, problem, rollout):
+            return range(len(rollout.tokens))
+
+        def state(self, problem, transcript):
+            kept = ""
+            for letter in transcript:
+                kept = "" if letter == "R" else kept[:-1] if letter == "<" else kept + letter
+            return kept
+
+    def told(text):
+        return [(span.start, span.end, span.why) for span in wasted_spans(HAND, written_rollout(HAND, text), Draft())]
+
+    assert told("abRcd") == [(0, 3, Waste.RESTART)]
+    assert told("ab<<cd") == [(0, 4, Waste.DEAD_END)]
+    # Thrown away once and gone back once: the whole of it was begun again.
+    assert told("a<bcRd") == [(0, 5, Waste.RESTART)]
+    # One letter is taken back either way.
+    assert told("aRcd") == told("a<cd") == [(0, 2, Waste.DEAD_END)]
+    assert told("cab<<d") == [(1, 5, Waste.DEAD_END)]
+
+
 def test_tasks_without_states_and_tokens_without_texts():
     assert wasted_spans(HAND, written_rollout(HAND, "dsabc"), object()) == ()
     sums = arithmetic.Arithmetic()

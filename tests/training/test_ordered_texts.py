@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tiny_runs import BASE, After, differences, fingerprint, finished, make_run, resume, status, tiny_recipe
 
+from forkpoint.assembly.pools import TextSource, text_draw
 from forkpoint.cli.worker import work
 from forkpoint.errors import RecipeError
 from forkpoint.records import TextExample, frozen_array
@@ -33,10 +34,10 @@ def text(*tokens):
 
 def test_texts_come_most_surprising_first_in_every_pass():
     pool = [text(9, 1, 1), text(9, 5), text(9, 3, 3, 3), text(9, 4)]
-    stage = tiny_recipe(BASE + ORDERED, overrides=("stage.sft.batch_size=3",)).stage[1]
+    stage = tiny_recipe(BASE + ORDERED).stage[1]
 
     def seen(order):
-        draw = ordered_draw(pool, probe, stage.model_copy(update={"order": order}), Key.root(0))
+        draw = ordered_draw(pool, probe, stage.model_copy(update={"order": order}), Key.root(0), count=3)
         return [example.provenance for update in (1, 2, 3, 4) for example in draw(update)]
 
     probe = Scores()
@@ -49,7 +50,7 @@ def test_texts_come_most_surprising_first_in_every_pass():
     assert once == once[:4] * 3
     assert sorted(once[:4]) == sorted(surprising)
     assert not probe.asked
-    ordered_draw(pool, probe, stage, Key.root(0))
+    ordered_draw(pool, probe, stage, Key.root(0), count=3)
     assert [list(request.prompt_tokens) for request in probe.asked] == [[9]] * 4
 
 
@@ -78,6 +79,22 @@ def test_ordered_texts_resume_exactly(tmp_path):
     assert differences(fingerprint(pieces), whole) == []
     plain = tiny_recipe(BASE + ORDERED, overrides=("stage.base.updates=2", "stage.sft.order=shuffled"))
     assert "weights sft" in differences(fingerprint(finished(tmp_path / "plain", plain)), whole)
+
+
+def test_a_mix_lies_beside_ordered_texts(tmp_path):
+    mix = '[stage.mix]\ndata = "golden"\nshare = 0.25\n'
+    assembly = finished(tmp_path / "run", tiny_recipe(BASE + ORDERED + mix, overrides=("stage.base.updates=2",)))
+    stage = assembly.recipe.stage[1]
+    texts = assembly._policy(assembly._final_checkpoint("base")).texts
+    draw, _ = text_draw(TextSource(assembly=assembly, stage=stage, task=assembly.task(stage), texts=texts, writer=None))
+    told = [[text.provenance.partition(":")[0] for text in draw(update)] for update in (1, 2)]
+    assert [each[:3] for each in told] == [["rollout"] * 3] * 2
+    assert all("rollout" not in each[3:] and len(each) == 4 for each in told)
+    alone = stage.model_copy(update={"mix": None, "batch_size": 3})
+    same, _ = text_draw(TextSource(assembly=assembly, stage=alone, task=assembly.task(stage), texts=texts, writer=None))
+    assert [[text.provenance for text in draw(update)[:3]] for update in (1, 2)] == [
+        [text.provenance for text in same(update)] for update in (1, 2)
+    ]
 
 
 def test_an_endless_corpus_has_no_order():

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from chat_server import completion, replying, serving
 from tiny_runs import (
     BASE,
     HEAD,
@@ -66,6 +67,12 @@ REVIEW = '[stage.review]\nproblems = 24\ngroup_size = 4\nedit = "EDIT"\n'
 def recipe_of(data, *more, edit=None, head=WALKER_HEAD):
     text = LEARN.replace("DATA", data) + "".join(more) + (REVIEW.replace("EDIT", edit) if edit else "")
     return tiny_recipe(WALKER, text, overrides=QUICK, head=head)
+
+
+def fixing(more):
+    """Fixes of walks of eight moves, where a wrong branch costs the game."""
+    text = LEARN.replace("DATA", "edits:base") + REVIEW.replace("EDIT", "fix").replace("24", "12") + more
+    return tiny_recipe(WALKER, text, overrides=QUICK, head=WALKER_HEAD.replace("tokens = 16", "tokens = 8"))
 
 
 def pool_of(tmp_path, recipe, updates=12):
@@ -249,13 +256,8 @@ def test_lessons_are_read_too(tmp_path, monkeypatch):
 
 
 def test_a_fix_is_imitated_only_when_a_rerollout_confirmed_it(tmp_path):
-    # With eight moves a wrong branch costs the game.
     more = 'sources = ["solver"]\nmin_drop = 0.25\n'
-    recipe = tiny_recipe(
-        WALKER,
-        LEARN.replace("DATA", "edits:base") + REVIEW.replace("EDIT", "fix").replace("24", "12") + more,
-        overrides=QUICK, head=WALKER_HEAD.replace("max_new_tokens = 16", "max_new_tokens = 8"),
-    )  # fmt: skip
+    recipe = fixing(more)
     finished(tmp_path / "run", recipe)
     with RunReader(tmp_path / "run") as reader:
         edits = reader.edits()
@@ -270,6 +272,23 @@ def test_a_fix_is_imitated_only_when_a_rerollout_confirmed_it(tmp_path):
         fixed, resampled = stored.verification.fixed, stored.verification.resampled
         assert fixed[0] / fixed[1] > resampled[0] / resampled[1]
         assert stored.edit.text not in ("", rollouts[stored.edit.rollout_id].text[stored.edit.start :])
+
+
+@pytest.mark.parametrize("reply", ["zz", "p"])
+def test_a_chat_model_proposes_in_a_stage(tmp_path, reply):
+    with serving(replying(completion(reply))) as (url, seen):
+        more = f'sources = []\nchat = "{url}#wise"\nmin_drop = 0.25\nsuccesses = 0.5\n'
+        recipe = fixing(more)
+        check_recipe(recipe, tmp_path, tmp_path / "run")
+        assert not seen
+        finished(tmp_path / "run", recipe)
+    assert {body["model"] for _, _, body in seen} == {"wise"}
+    with RunReader(tmp_path / "run") as reader:
+        edits = reader.edits()
+        (line,) = {event.message for event in reader.events("learn") if event.kind == "review"}
+    # `zz` is no edge, and the walker reads `p`, which is one here and there.
+    assert {stored.edit.source for stored in edits} == ({"wise"} if reply == "p" else set())
+    assert "the model cannot use hints" not in line
 
 
 def test_successes_of_the_review_lie_beside_its_texts(tmp_path):
@@ -289,12 +308,22 @@ def test_successes_of_the_review_lie_beside_its_texts(tmp_path):
         kinds = [text.provenance.partition(":")[0] for text in with_successes[0](update)]
         assert (kinds.count("rollout"), kinds.count("relabelled")) == (2, 6)
         assert {text.provenance.partition(":")[0] for text in plain[0](update)} == {"relabelled"}
+    # In an order the edited texts are the same in every pass; the successes beside them come shuffled.
+    fixed = shared.model_copy(update={"order": "fixed"})
+    draw, _ = text_draw(
+        TextSource(assembly=assembly, stage=fixed, task=assembly.task(fixed), texts=policy.texts, writer=None)
+    )
+    seen = [text.provenance for update in range(1, 41) for text in draw(update)[:6]]
+    count = len(set(seen))
+    assert 1 < count < 120
+    assert seen == (seen[:count] * 240)[:240]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('data = "edits:base"\norder = "fixed"\n[stage.review]\nsuccesses = 0.5', r"successes goes with order"),
+        ('data = "edits:base"\n[stage.review]\nsources = []', r"nobody proposes a fix"),
+        ('data = "edits:base"\n[stage.review]\nchat = "localhost#qwen"', r"chat"),
         ('data = "golden"\n[stage.lessons]\ntrials = 4', r"lessons goes with data = 'lessons:STAGE'"),
         ('data = "edits:none"', r"the earlier stage data = 'none' is not known"),
         ('data = "golden"\n[stage.review]\nproblems = 4', r"review goes with data = 'edits:STAGE'"),

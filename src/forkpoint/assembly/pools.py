@@ -50,28 +50,36 @@ def text_draw(source: TextSource) -> "tuple[Draw, int]":
         return _draw(source, stage.data, source.key, count=stage.batch_size)
     others = min(max(1, round(stage.mix.share * stage.batch_size)), stage.batch_size - 1)
     first, spent = _draw(source, stage.data, source.key, count=stage.batch_size - others)
-    second, more = _draw(source, stage.mix.data, source.key.child("mix"), count=others)
+    beside = replace(source, stage=stage.model_copy(update={"order": "shuffled"}))
+    second, more = _draw(beside, stage.mix.data, source.key.child("mix"), count=others)
     return joined_draw(first, second), spent + more
 
 
 def _draw(source: TextSource, data: str, key: Key, *, count: int) -> "tuple[Draw, int]":
     """`count` texts of one kind for each update, and the tokens sampled for them."""
     from forkpoint.training.imitation import corpus_draw, joined_draw, pool_draw
-    from forkpoint.training.ordering import ordered_draw
 
     if data_source(data)[1] is None:
         return corpus_draw(source.task, source.texts, data, key, count=count), 0
     pool, others, spent = _pool(source, data, key.child("teacher"))
-    if source.stage.order != "shuffled":
-        # Perplexity is that under the weights that the stage starts from, also after a resume.
-        assembly = source.assembly
-        start = assembly._policy(assembly._parent(source.stage))
-        return ordered_draw(pool, assembly._probe(start, source.task)[0], source.stage, key), spent
     if not others or source.stage.review is None:
-        return pool_draw(pool, key, count=count), spent
+        return _pool_draw(source, pool, key, count=count), spent
     beside = min(max(1, round(source.stage.review.successes * count)), count - 1)
-    first = pool_draw(pool, key, count=count - beside)
+    first = _pool_draw(source, pool, key, count=count - beside)
     return joined_draw(first, pool_draw(others, key.child("successes"), count=beside)), spent
+
+
+def _pool_draw(source: TextSource, pool: list[TextExample], key: Key, *, count: int) -> "Draw":
+    """`count` texts of a pool for each update, in the stage's order."""
+    from forkpoint.training.imitation import pool_draw
+    from forkpoint.training.ordering import ordered_draw
+
+    if source.stage.order == "shuffled":
+        return pool_draw(pool, key, count=count)
+    # Perplexity is that under the weights that the stage starts from, also after a resume.
+    assembly = source.assembly
+    start = assembly._policy(assembly._parent(source.stage))
+    return ordered_draw(pool, assembly._probe(start, source.task)[0], source.stage, key, count=count)
 
 
 def _pool(source: TextSource, data: str, key: Key) -> tuple[list[TextExample], list[TextExample], int]:

@@ -53,5 +53,5 @@ def _lacking(settings: ReviewSettings, task: Task) -> str:
     if settings.edit == "fix" and "solver" in settings.sources and not isinstance(task, Solver):
         return "`right_step` (source solver)"
     # Without the policy's own proposals there may still be those of siblings.
-    alone = settings.edit == "fix" and settings.sources == ("policy",)
+    alone = settings.edit == "fix" and settings.sources == ("policy",) and not settings.chat
     return "`privileged_prompt` (source policy)" if alone and not isinstance(task, Privileged) else ""

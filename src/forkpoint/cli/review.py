@@ -25,6 +25,7 @@ def propose(
     fresh: Flag = False,
     successes: Flag = False,
     sources: str = "policy,sibling",
+    knowledge: str = "answer",
     chat: Text = "",
     budget: Tokens = 200_000,
     min_drop: Share = 0.3,
@@ -47,7 +48,10 @@ def propose(
     successes
         Review the correct rollouts instead: their decisive step, and what came to nothing.
     sources
-        Who proposes, with commas between: policy (with the answer in its prompt), sibling, solver.
+        Who proposes, with commas between: policy, sibling, solver.
+    knowledge
+        What the policy is told in its prompt, with commas between: answer, sibling (a correct rollout of the problem),
+        feedback (what the verifier said of the rollout).
     chat
         URL#MODEL of an OpenAI-compatible server that proposes too, such as http://localhost:8000/v1#qwen; a key is
         read from FORKPOINT_CHAT_KEY.
@@ -61,8 +65,8 @@ def propose(
     from forkpoint.cli.review_run import Asked, propose_run
 
     asked = Asked(
-        stage=stage, rollouts=rollouts, fresh=fresh, successes=successes, sources=sources, chat=chat, budget=budget,
-        min_drop=min_drop,
+        stage=stage, rollouts=rollouts, fresh=fresh, successes=successes, sources=sources, knowledge=knowledge,
+        chat=chat, budget=budget, min_drop=min_drop,
     )  # fmt: skip
     return propose_run(run, asked, as_json=json_)
 

@@ -1,26 +1,22 @@
 """The two commands of `review` that ask models: what they ask, what they say while they do, what they store."""
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from forkpoint.assembly.reviewer import REVIEW, Reviewer, stage_reviewer
 from forkpoint.cli.output import print_json, visible
 from forkpoint.errors import RecipeError, unknown_name
 from forkpoint.records import Edit, EditKind, Group
+from forkpoint.review.chat import chat_models
 from forkpoint.review.conduct import GATE_PROBLEMS, Conduct, failures, held, looks, verified
 from forkpoint.review.gate import HintGate, hint_gate
 from forkpoint.review.hinge_search import Localisation
 from forkpoint.review.postmortem import Verification
-from forkpoint.review.repair import POLICY, SIBLING, SOLVER, Proposer
+from forkpoint.review.repair import KNOWLEDGE, POLICY, SIBLING, SOLVER, Proposer
 from forkpoint.review.verify import SHORT, Trials
 from forkpoint.store import RunReader, RunWriter
-
-if TYPE_CHECKING:
-    pass
 
 TOGETHER = 2
 """Groups reviewed between two writes to the store."""
@@ -30,7 +26,6 @@ DRAWN = 16
 """Problems of one draw of fresh rollouts."""
 GROUP = 8
 """Rollouts of each."""
-KEY = "FORKPOINT_CHAT_KEY"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +37,7 @@ class Asked:
     fresh: bool
     successes: bool
     sources: str
+    knowledge: str
     chat: str
     budget: int
     min_drop: float
@@ -72,8 +68,9 @@ class _Done:
 
 def propose_run(run: Path, asked: Asked, *, as_json: bool) -> int:
     """Reviews rollouts, some groups at a time, and stores what was found."""
-    sources = () if asked.successes else _sources(asked.sources)
-    ask = {} if asked.successes else _chat(asked.chat)
+    sources = () if asked.successes else _names("--sources", asked.sources, (POLICY, SIBLING, SOLVER))
+    knowledge = _names("--knowledge", asked.knowledge, KNOWLEDGE)
+    ask = {} if asked.successes else chat_models(asked.chat, where="--chat")
     reviewer = stage_reviewer(run, asked.stage or usual_stage(run))
     with RunReader(run) as reader:
         known = {review.rollout_id for review in reader.reviews()}
@@ -83,7 +80,7 @@ def propose_run(run: Path, asked: Asked, *, as_json: bool) -> int:
         raise RecipeError("nobody is left to propose a fix: name other --sources (sibling, solver) or a --chat model.")
     conduct = Conduct(
         max_new_tokens=reviewer.max_new_tokens, temperature=reviewer.temperature, sources=sources,
-        localisation=Localisation(min_drop=asked.min_drop),
+        knowledge=knowledge, localisation=Localisation(min_drop=asked.min_drop),
     )  # fmt: skip
     call, done = _Call(reviewer=reviewer, conduct=conduct, gate=gate, ask=ask, budget=asked.budget), _Done()
     try:
@@ -278,25 +275,13 @@ def usual_stage(run: Path) -> str:
     return of_rl[-1] if of_rl else stages[-1].name
 
 
-def _sources(text: str) -> tuple[str, ...]:
+def _names(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
+    """The names of a list with commas between."""
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in names:
-        if name not in (POLICY, SIBLING, SOLVER):
-            raise RecipeError(unknown_name("--sources", name, (POLICY, SIBLING, SOLVER)))
+        if name not in known:
+            raise RecipeError(unknown_name(option, name, known))
     return names
-
-
-def _chat(text: str) -> Mapping[str, Proposer]:
-    """The chat model of `URL#MODEL`, under its name."""
-    if not text:
-        return {}
-    from forkpoint.integrations.chat import ChatSettings, chat_proposer
-
-    url, _, model = text.partition("#")
-    if not url or not model:
-        raise RecipeError(f"--chat = '{text}' must be URL#MODEL, such as http://localhost:8000/v1#qwen.")
-    settings: ChatSettings = ChatSettings(url=url, model=model, api_key=os.environ.get(KEY, ""))
-    return {model: chat_proposer(settings)}
 
 
 def tell(line: str) -> None:

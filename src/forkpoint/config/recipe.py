@@ -168,7 +168,8 @@ class TextStage(StageBase):
     """How many rollouts `rollouts:STAGE`, `samples:STAGE` and `lessons:STAGE` draw."""
     order: Literal["shuffled", "fixed", "descending_perplexity", "ascending_perplexity"] = "shuffled"
     """Of rollouts, since a corpus has no end.  `fixed`: one random order in every pass; `descending_perplexity`: what
-    surprises the policy that the stage starts from most comes first, in every pass; `ascending_perplexity`: last."""
+    surprises the policy that the stage starts from most comes first, in every pass; `ascending_perplexity`: last.
+    What lies beside them, by `mix` or `review.successes`, comes shuffled."""
     review: ReviewSettings | None = None
     """How `edits:STAGE` reviews; without it the usual way."""
     lessons: LessonSettings | None = None
@@ -187,12 +188,10 @@ class TextStage(StageBase):
             )
         if self.review is not None and kind != "edits":
             raise ValueError(f"review goes with data = 'edits:STAGE', not '{self.data}'")
-        if self.review is not None and self.review.successes and self.order != "shuffled":
-            raise ValueError("review.successes goes with order = 'shuffled'")
         if self.lessons is not None and kind != "lessons":
             raise ValueError(f"lessons goes with data = 'lessons:STAGE', not '{self.data}'")
-        if self.mix is not None and (data_source(self.mix.data)[0] in ("edits", "lessons") or self.order != "shuffled"):
-            raise ValueError("mix takes a corpus, rollouts or samples, and goes with order = 'shuffled'")
+        if self.mix is not None and data_source(self.mix.data)[0] in ("edits", "lessons"):
+            raise ValueError("mix takes a corpus, rollouts or samples")
         return self
 
 

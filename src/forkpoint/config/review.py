@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from forkpoint.config.strict import Strict
 
@@ -18,9 +18,13 @@ class ReviewSettings(Strict):
     """`fix`: failures up to their hinge, with a verified step in its place.  `keep`, `prune`, `summarise`: successes
     with their dead ends as they are, cut out, or as one marked step each.  `relabel`: failures at the goal that they
     did reach."""
-    sources: Annotated[tuple[Literal["policy", "sibling", "solver"], ...], Field(min_length=1)] = ("policy", "sibling")
-    """Who proposes a fix: the policy with the answer in its prompt, a correct rollout of the same problem, or the
-    task's own solver, which a real task does not have."""
+    sources: tuple[Literal["policy", "sibling", "solver"], ...] = ("policy", "sibling")
+    """Who proposes a fix: the policy with knowledge in its prompt, a correct rollout of the same problem, or the
+    task's own solver, which a real task does not have.  May be empty beside a chat model."""
+    knowledge: Annotated[tuple[Literal["answer", "sibling", "feedback"], ...], Field(min_length=1)] = ("answer",)
+    """What the policy is told, each in a prompt of its own: the answer, a correct rollout, what the verifier said."""
+    chat: Annotated[str, Field(pattern=r"^(https?://[^#\s]+#\S+)?$")] = ""
+    """`URL#MODEL` of an OpenAI-compatible server that proposes as well; its key: FORKPOINT_CHAT_KEY."""
     failures: Annotated[int, Field(ge=1, le=4096)] = 2
     """Failures that are looked into of each problem that was solved at least once."""
     continuations: Annotated[int, Field(ge=4, le=4096)] = 32
@@ -36,8 +40,13 @@ class ReviewSettings(Strict):
     prefix: bool = True
     """Imitate the prefix of a fix too; `false`: the fix alone."""
     successes: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of every update's texts that are the review's own correct rollouts, which cost nothing more; 0 to below 1;
-    goes with order = "shuffled"."""
+    """Share of every update's texts that are the review's own correct rollouts, at no cost; 0 to below 1."""
+
+    @model_validator(mode="after")
+    def _somebody_proposes(self) -> "ReviewSettings":
+        if not self.sources and not self.chat:
+            raise ValueError("sources is empty, and no chat model is named: nobody proposes a fix")
+        return self
 
 
 class LessonSettings(Strict):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from forkpoint.records import EditKind, Rollout
+from forkpoint.records import Edit, EditKind, Rollout
 from forkpoint.report.charts import value_chart
 from forkpoint.report.curves import Line
 from forkpoint.report.rollouts import MAX_PROMPT, MAX_TOKENS
@@ -62,6 +62,10 @@ class PostmortemView:
     claims: tuple[str, ...]
     chart: Markup | None
     """None where no value was looked at."""
+    story: tuple[Piece, ...]
+    """Of a success what its edit leaves of it, or would leave; empty where nothing came to nothing."""
+    retold: str
+    """How the story came to be."""
     fixes: tuple[FixView, ...]
     more: int
     """Proposals that are not shown."""
@@ -103,6 +107,7 @@ def _view(
     if review.wasted:
         lost = sum(span.end - span.start for span in review.wasted)
         told.append(f"{lost} of {len(rollout.tokens)} tokens came to nothing.")
+    story, retold = _story(words, review, [stored.edit for stored in edits])
     return PostmortemView(
         anchor=anchor,
         id=visible(rollout.id),
@@ -114,6 +119,8 @@ def _view(
         hidden=max(0, len(words) - MAX_TOKENS),
         claims=tuple(told),
         chart=_chart(review, len(rollout.tokens)),
+        story=story,
+        retold=retold,
         fixes=tuple(_fix(stored, words) for stored in fixes[:MAX_FIXES]),
         more=max(0, len(fixes) - MAX_FIXES),
         cost=f"{int(review.cost.get('sampled_tokens', 0))} tokens sampled to find it",
@@ -164,6 +171,22 @@ def _pieces(words: Sequence[str], review: Review) -> list[Piece]:
             pieces.append(Piece(text=_joined(words[start:place]), shade=shades[start], title=titles[start]))
             start = place
     return pieces
+
+
+def _story(words: Sequence[str], review: Review, edits: Sequence[Edit]) -> tuple[tuple[Piece, ...], str]:
+    """A success without what came to nothing, as a stage's edits told it, and how it came to be."""
+    if not review.correct or not review.wasted:
+        return (), ""
+    told = [edit for edit in edits if edit.kind in (EditKind.PRUNE, EditKind.SUMMARISE)]
+    retold = f"edited story, {told[0].kind.value}" if told else "without what came to nothing; not verified"
+    changes = {(edit.start, edit.end): edit.text for edit in told if edit.kind is told[0].kind}
+    pieces, done = [], 0
+    for (start, end), text in sorted((changes or {(span.start, span.end): "" for span in review.wasted}).items()):
+        pieces.append(Piece(text=_joined(words[done : min(start, MAX_TOKENS)]), shade="", title="as it was"))
+        pieces.append(Piece(text=_joined([text]), shade="new", title=f"stands for tokens {start} to {end - 1}"))
+        done = end
+    pieces.append(Piece(text=_joined(words[done:MAX_TOKENS]), shade="", title="as it was"))
+    return tuple(piece for piece in pieces if piece.text), retold
 
 
 def _mark(shades: list[str], titles: list[str], span: Span | Claim, shade: str, title: str) -> None:

@@ -26,6 +26,8 @@ class Conduct:
     """Budget of a rollout after the prompt."""
     sources: tuple[str, ...] = (POLICY, "sibling")
     """Who proposes, of `policy`, `sibling`, `solver`."""
+    knowledge: tuple[str, ...] = ("answer",)
+    """What the policy is told, of `answer`, `sibling`, `feedback`."""
     localisation: Localisation = field(default_factory=Localisation)
     temperature: float = 1.0
     """Of the gate's rollouts; continuations have that of their rollout."""
@@ -76,10 +78,9 @@ def held(
     reviews = localise(groups, probe, settings=conduct.localisation, max_new_tokens=conduct.max_new_tokens, only=only)
     homes = {rollout.id: group for group in groups for rollout in group.rollouts}
     steps = [blamed_step(review, homes[review.rollout_id]) for review in reviews]
-    found = propose(
-        [step for step in steps if step is not None], probe,
-        settings=Repair(max_new_tokens=conduct.max_new_tokens, sources=sources), key=key.child("repair"), ask=ask,
-    )  # fmt: skip
+    settings = Repair(max_new_tokens=conduct.max_new_tokens, sources=sources, knowledge=conduct.knowledge)
+    blamed = [step for step in steps if step is not None]
+    found = propose(blamed, probe, settings=settings, key=key.child("repair"), ask=ask)
     return Proposed(
         reviews=tuple(reviews), edits=tuple(edit for each in found for edit in each.edits),
         dropped=tuple(drop for each in found for drop in each.dropped), gate=gate,

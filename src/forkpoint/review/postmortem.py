@@ -20,6 +20,8 @@ class Waste(StrEnum):
 
     DEAD_END = "dead_end"
     """The rollout came back to where it stood before."""
+    RESTART = "restart"
+    """It gave up what it had and began again, without going back step by step."""
     NO_CHANGE = "no_change"
     """Nothing that follows depends on it."""
 

@@ -9,12 +9,14 @@ from typing import TypeAlias
 
 from forkpoint.errors import ForkpointError
 from forkpoint.probe import Privileged, Probe, SampleRequest, Solver, Stateful, Stepped
-from forkpoint.records import Edit, EditKind, Group, Problem, Rollout, StopReason
+from forkpoint.records import Edit, EditKind, Group, Ints, Problem, Rollout, StopReason
 from forkpoint.review.postmortem import make_edit
 from forkpoint.review.steps import Blamed, first_step, fixed_prefix, step_end, stops_of
 from forkpoint.seeds import Key
 
 POLICY, SIBLING, SOLVER = "policy", "sibling", "solver"
+KNOWLEDGE = ("answer", "sibling", "feedback")
+"""What the policy may be told: the answer, the text of a correct rollout of the group, what the verifier said."""
 Proposer: TypeAlias = Callable[[Problem, str, str], str]
 """A step in words, from the problem, the text before the blamed step, and what is known of the failure."""
 SHOWN = 200
@@ -36,7 +38,7 @@ class Repair:
     draws: int = 4
     """Steps that the policy draws with knowledge in its prompt, for each blamed step and each kind of knowledge."""
     knowledge: tuple[str, ...] = ("answer",)
-    """What the policy is told: `answer`, `sibling` (the text of a correct rollout of the group)."""
+    """Of `KNOWLEDGE`, each in a prompt of its own."""
     max_step_tokens: int = 64
     """Longest step that the policy may draw; at most twice the blamed one and 8 tokens more."""
     max_characters: int = 2000
@@ -145,26 +147,34 @@ def _from_policy(
         offers[place].append((POLICY, probe.decode(rollout.tokens[step.start : end]), reason))
 
 
-def _told(step: Blamed, probe: Probe, kind: str) -> str | None:
-    """The prompt with knowledge in it; None where there is no such knowledge."""
-    if kind not in ("answer", "sibling"):
-        raise ValueError(f"review: knowledge = '{kind}' must be answer or sibling.")
-    known = step.problem.answer if kind == "answer" else next((each.text for each in _correct(step.group)), None)
+def _told(step: Blamed, probe: Probe, kind: str) -> Ints | None:
+    """The prompt with knowledge in it; None where there is no such knowledge.
+
+    Raises:
+        ForkpointError: the task or the policy cannot read it.
+    """
+    if kind not in KNOWLEDGE:
+        raise ValueError(f"review: knowledge = '{kind}' must be of {', '.join(KNOWLEDGE)}.")
+    if kind == "answer":
+        known = step.problem.answer
+    elif kind == "feedback":
+        known = step.reason
+    else:
+        known = next((each.text for each in _correct(step.group)), "")
     if not known or not isinstance(probe.task, Privileged):
         return None
-    return probe.task.privileged_prompt(step.problem, known)
+    return probe.encode_prompt(probe.task.privileged_prompt(step.problem, known))
 
 
-def _step_requests(step: Blamed, probe: Probe, settings: Repair, key: Key, told: str) -> list[SampleRequest]:
+def _step_requests(step: Blamed, probe: Probe, settings: Repair, key: Key, told: Ints) -> list[SampleRequest]:
     rollout = step.rollout
     limit = min(settings.max_step_tokens, 2 * (step.end - step.start) + 8)
     budget = min(step.start + limit, settings.max_new_tokens)
     if budget <= step.start:
         return []
-    prompt = probe.encode_prompt(told)
     return [
         SampleRequest(
-            key=key.child(rollout.id, step.start, index), problem=step.problem, prompt_tokens=prompt,
+            key=key.child(rollout.id, step.start, index), problem=step.problem, prompt_tokens=told,
             group_id=rollout.group_id, stage=rollout.stage, update=rollout.update, index=index,
             max_new_tokens=budget, temperature=rollout.temperature, stop=stops_of(probe.task, step.problem),
             parent=rollout, prefix_length=step.start,

@@ -39,7 +39,9 @@ class Blamed:
     start: int
     end: int
     feedback: str = ""
-    """What a proposer is told of the failure."""
+    """What a chat model is told of the failure."""
+    reason: str = ""
+    """What the verifier said of it."""
 
     @property
     def problem(self) -> Problem:
@@ -71,6 +73,7 @@ def blamed_step(review: Review, group: Group) -> Blamed | None:
             return Blamed(
                 group=group, rollout=rollout, start=claim.start, end=claim.end,
                 feedback=f"This step changes the share of right outcomes by {claim.change:+.2f}.{said}",
+                reason=verdict.reason or "",
             )  # fmt: skip
     return None
 

@@ -1,7 +1,7 @@
 """Spans of a rollout that came to nothing, as far as a task with states can tell; nothing is sampled."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from forkpoint.probe import Stateful, Stepped
 from forkpoint.records import Problem, Rollout
@@ -14,8 +14,9 @@ def wasted_spans(
     """The wasted spans of a rollout, ascending, apart from each other.
 
     DEAD_END: a loop, from where the rollout stood to where it stood there again, as erasing loops in the order of
-    their closing finds them (Lawler 1980); what is left visits no state twice.  NO_CHANGE: steps in a row after each
-    of which the state is what it was before.  Empty for a task without `state` and `cut_points`.
+    their closing finds them (Lawler 1980); what is left visits no state twice.  RESTART: a loop from the first state
+    that comes back to it from another state than the one that it went to, so not as it went.  NO_CHANGE: steps in a row
+    after each of which the state is what it was before.  Empty for a task without `state` and `cut_points`.
 
     `texts`: the text before each step and after the last one, for a rollout whose tokens are not single characters;
     without it such a rollout has no spans.  Equal states have equal futures, so the rest is as right without them.
@@ -31,7 +32,7 @@ def wasted_spans(
         raise ValueError(f"wasted_spans: {len(texts)} texts for {len(cuts)} cuts of rollout {rollout.id}.")
     states = [task.state(problem, text) for text in texts]
     return tuple(
-        Span(start=cuts[before], end=cuts[after], why=_why(states[before : after + 1]))
+        Span(start=cuts[before], end=cuts[after], why=_why(states[before : after + 1], first=states[0]))
         for before, after in loops(states)
     )
 
@@ -71,5 +72,14 @@ def loops(states: Sequence[str]) -> list[tuple[int, int]]:
     return found
 
 
-def _why(states: Sequence[str]) -> Waste:
-    return Waste.NO_CHANGE if all(one == other for one, other in pairwise(states)) else Waste.DEAD_END
+def _why(states: Sequence[str], first: str) -> Waste:
+    """Why the states of a loop came to nothing; `first` is where the walk began.
+
+    >>> [_why(loop, "s").value for loop in ("ss", "sas", "sabas", "sasbs", "sabs", "sasabs", "xabx")]
+    ['no_change', 'dead_end', 'dead_end', 'dead_end', 'restart', 'restart', 'dead_end']
+    """
+    if all(one == other for one, other in pairwise(states)):
+        return Waste.NO_CHANGE
+    away = [list(outside) for at_first, outside in groupby(states, lambda state: state == first) if not at_first]
+    begins_there = states[0] == first
+    return Waste.RESTART if begins_there and any(each[0] != each[-1] for each in away) else Waste.DEAD_END

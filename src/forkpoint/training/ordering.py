@@ -12,8 +12,8 @@ from forkpoint.seeds import Key
 from forkpoint.training.imitation import Draw
 
 
-def ordered_draw(pool: Sequence[TextExample], probe: Probe, stage: TextStage, key: Key) -> Draw:
-    """Texts of a fixed pool in the stage's order, the same in every pass; by perplexity the pool is scored once.
+def ordered_draw(pool: Sequence[TextExample], probe: Probe, stage: TextStage, key: Key, *, count: int) -> Draw:
+    """`count` texts of a fixed pool in the stage's order, the same in every pass; by perplexity it is scored once.
 
     `probe` must be of the starting policy also after a resume, so that the order is the same.
     """
@@ -30,7 +30,7 @@ def ordered_draw(pool: Sequence[TextExample], probe: Probe, stage: TextStage, ke
             order.reverse()
 
     def draw(update: int) -> list[TextExample]:
-        places = range((update - 1) * stage.batch_size, update * stage.batch_size)
+        places = range((update - 1) * count, update * count)
         return [pool[order[place % len(pool)]] for place in places]
 
     return draw

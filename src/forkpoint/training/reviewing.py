@@ -8,6 +8,7 @@ from forkpoint.errors import RecipeError
 from forkpoint.policies.texts import Texts
 from forkpoint.probe import Probe, Relabelable
 from forkpoint.records import Edit, EditKind, Group, TextExample
+from forkpoint.review.chat import chat_models
 from forkpoint.review.conduct import Conduct, failures, held, looks, verified
 from forkpoint.review.edit import fix_text, stories
 from forkpoint.review.hinge_search import Localisation
@@ -50,10 +51,13 @@ class Reviewed:
 def reviewed(
     probe: Probe, task: Task, texts: Texts, settings: ReviewSettings, plan: SamplePlan
 ) -> Reviewed:  # fmt: skip
-    """Fresh rollouts on training problems and what their review makes of them; a pure function of weights and key.
+    """Fresh rollouts on training problems and what their review makes of them.
+
+    A pure function of weights and key, unless a chat model proposes.
 
     Raises:
         RecipeError: the task cannot be edited in this way.
+        ForkpointError: the address of the chat model is none.
     """
     drawn = split_problems(task, plan.key.child("problems"), settings.problems, evaluation=False)
     groups = judged_groups(probe, task, texts, drawn, replace(plan, group_size=settings.group_size))
@@ -124,11 +128,12 @@ def _fixed(groups: Sequence[Group], probe: Probe, texts: Texts, settings: Review
     del texts
     limit, key = plan.max_new_tokens, plan.key.child("review")
     conduct = Conduct(
-        max_new_tokens=limit, sources=settings.sources, temperature=plan.temperature,
+        max_new_tokens=limit, sources=settings.sources, knowledge=settings.knowledge, temperature=plan.temperature,
         localisation=Localisation(min_drop=settings.min_drop, budget=settings.budget // 2),
     )  # fmt: skip
     chosen = failures(groups, settings.failures)
-    proposed = held(groups, probe, conduct=conduct, key=key, only=frozenset(chosen))
+    ask = chat_models(settings.chat, where="review.chat")
+    proposed = held(groups, probe, conduct=conduct, key=key, only=frozenset(chosen), ask=ask)
     trials = Trials(
         max_new_tokens=limit, looks=looks(settings.continuations), level=settings.false_discovery, fresh=settings.fresh,
         budget=settings.budget - settings.budget // 2,

@@ -1,65 +1,18 @@
 """A chat model over HTTP: what it is asked, what it answers, and servers that mean no good."""
 
 import json
-import threading
 import time
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from chat_server import completion, replying, serving
 
 from forkpoint.errors import ForkpointError
-from forkpoint.integrations.chat import ChatSettings, chat_proposer, unfenced
 from forkpoint.records import Problem
+from forkpoint.review.chat import ChatSettings, chat_proposer, unfenced
 from forkpoint.review.repair import ProposalError
 
 PROBLEM = Problem(task="arithmetic", key="0", prompt="3+4*2=?\n", answer="1414")
 FEEDBACK = "The step was '3+4=8;'."
-
-
-@contextmanager
-def serving(answer):
-    """A server on a free port of this machine that answers a request by `answer(handler)`."""
-    seen, over = [], threading.Event()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            seen.append((self.path, dict(self.headers), json.loads(body)))
-            try:
-                answer(self, over)
-            except OSError:
-                self.close_connection = True
-
-        def log_message(self, *told):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1", seen
-    finally:
-        over.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def replying(body, status=200, length=None):
-    def answer(handler, over):
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        handler.send_response(status)
-        handler.send_header("Content-Length", str(len(data) if length is None else length))
-        handler.end_headers()
-        handler.wfile.write(data)
-
-    return answer
-
-
-def completion(content):
-    return {"choices": [{"message": {"role": "assistant", "content": content}}]}
 
 
 def ask(url, **changes):

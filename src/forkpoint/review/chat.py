@@ -6,6 +6,7 @@ more: they are bounded in length here, and read by the policy's tokenizer later.
 
 import http.client
 import json
+import os
 import socket
 import threading
 import time
@@ -23,6 +24,8 @@ INSTRUCTIONS = (
     "known of the step that failed. Answer with the one next step alone, in exactly the notation of the solution: no "
     "explanation, no quotation marks, nothing after the step, and never the final answer unless the step is the last."
 )
+KEY = "FORKPOINT_CHAT_KEY"
+"""The environment variable that holds the key of a server that asks for one."""
 CHUNK = 8192
 """Bytes read at once."""
 
@@ -43,6 +46,20 @@ class ChatSettings:
     max_tokens: int = 256
     """Asked of the model."""
     temperature: float = 0.7
+
+
+def chat_models(text: str, *, where: str) -> dict[str, Proposer]:
+    """The proposer of `URL#MODEL` under the model's name, with the key of the environment; empty for an empty text.
+
+    Raises:
+        ForkpointError: a text that is none; names `where` it stands.
+    """
+    if not text:
+        return {}
+    url, _, model = text.partition("#")
+    if not url or not model:
+        raise ForkpointError(f"{where} = '{text}' must be URL#MODEL, such as http://localhost:8000/v1#qwen.")
+    return {model: chat_proposer(ChatSettings(url=url, model=model, api_key=os.environ.get(KEY, "")))}
 
 
 def chat_proposer(settings: ChatSettings) -> Proposer:
