@@ -2,6 +2,8 @@
 
     python benchmarks/tokens_to_target.py benchmarks/experiments/postmortem.toml [--json]
 
+Of an experiment with several arms, such as rates, each arm has a block of its own.
+
 An experiment names `ends`, the last stage of each chain, the first of them the reference, and a `target`.  A chain's
 tokens are those of all its stages, what reviews sampled included; an RL stage spends evenly over its updates, a text
 stage before its first.  The target counts at the first of two evaluations in a row that meet it.  A chain that missed
@@ -28,7 +30,7 @@ from forkpoint.seeds import Key
 def chain_curve(stages: Mapping[str, Mapping[str, Any]], end: str) -> Iterator[tuple[float, float]]:
     """Tokens and solve rate at every evaluation from the first sampling stage of a chain on.
 
-    A stage without evaluations on its way, such as one of imitation, counts with the one that ends it.
+    The evaluation that ends a stage counts, unless the last on its way was of the same weights.
     """
     spent = 0.0
     for stage in reversed(list(cells.ancestry(dict(stages), end))):
@@ -37,7 +39,8 @@ def chain_curve(stages: Mapping[str, Mapping[str, Any]], end: str) -> Iterator[t
         for update, right, problems in stage["curve"]:
             if tokens or spent or stage["stage"] == end:
                 yield spent + (tokens * update / updates if gradual and updates else tokens), right / problems
-        if not stage["curve"] and stage["problems"] and (spent or stage["stage"] == end):
+        ended = bool(stage["curve"]) and stage["curve"][-1][0] == updates
+        if not ended and stage["problems"] and (tokens or spent or stage["stage"] == end):
             yield spent + tokens, stage["correct"] / stage["problems"]
         spent += tokens
 
@@ -83,18 +86,20 @@ def main() -> int:
     asked = parser.parse_args()
     plan = tomllib.loads(asked.experiment.read_text(encoding="utf-8"))
     records = list(cells.stored(cells.read_experiment(asked.experiment)[0]))
-    found = rows(records, plan["ends"], plan["target"]) if records else []
+    found = []
+    for arm in dict.fromkeys(record["arm"] for record in records):
+        mine = [record for record in records if record["arm"] == arm]
+        found += [{"arm": arm, **row} for row in rows(mine, plan["ends"], plan["target"])]
     if asked.json:
         print(json.dumps(found, indent=1))
         return 0
-    print(f"| chain | met {plan['target']:.0%} | thousand tokens | last solve rate | {plan['ends'][0]} / chain |")
-    print("|" + "---|" * 5)
+    print(f"| arm | chain | met {plan['target']:.0%} | thousand tokens | last solve rate | {plan['ends'][0]} / chain |")
+    print("|" + "---|" * 6)
     for row in found:
         between = "" if row["interval"] is None else " [{:.2f}, {:.2f}]".format(*row["interval"])
         met = f"{row['met']} of {row['seeds']}"
-        print(
-            f"| {row['chain']} | {met} | {row['tokens'] / 1000:.0f} | {row['last']:.3f} | {row['ratio']:.2f}{between} |"
-        )
+        told = f"{met} | {row['tokens'] / 1000:.0f} | {row['last']:.3f} | {row['ratio']:.2f}{between}"
+        print(f"| {row['arm']} | {row['chain']} | {told} |")
     return 0
 
 

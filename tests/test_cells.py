@@ -140,6 +140,9 @@ def test_a_chain_of_stages_ends_with_its_last_evaluation(cells: ModuleType, monk
     }  # fmt: skip
     assert list(target.chain_curve(stages, "learn")) == [(50.0, 0.4), (100.0, 0.6), (150.0, 0.9)]
     assert list(target.chain_curve(stages, "search")) == [(50.0, 0.4), (100.0, 0.6)]
+    # A search whose last evaluation on its way was of earlier weights counts with the one that ends it, too.
+    stages["search"] |= {"curve": [[5, 4, 10]]}
+    assert list(target.chain_curve(stages, "learn")) == [(50.0, 0.4), (100.0, 0.6), (150.0, 0.9)]
     # A last evaluation confirms the one before it, and is confirmed by none.
     assert target.reached(list(target.chain_curve(stages, "learn")), 0.9) is None
     assert target.reached(list(target.chain_curve(stages, "learn")), 0.6) == 100.0
