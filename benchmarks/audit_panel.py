@@ -10,7 +10,6 @@ the next call.  A run counts as found, or as flagged, where the audit calls it s
 """
 
 import argparse
-import datetime
 import hashlib
 import json
 import shutil
@@ -21,12 +20,11 @@ import time
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from cells import CELLS, Cell, start
+from cells import CELLS, Cell, provenance, start
 from scipy import stats
 
 from forkpoint.assembly.subject import stage_subject
@@ -165,8 +163,7 @@ def keep_cell(panel: Panel, cell: Cell, runs: Path) -> None:
         "patient": cell.arm,
         "seed": cell.seed,
         "recipe_sha256": hashlib.sha256(cell.recipe.read_bytes()).hexdigest(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "versions": {name: metadata.version(name) for name in ("forkpoint", "torch", "transformers", "numpy")},
+        **provenance(),
         "training_seconds": round(seconds, 1),
         "audit_seconds": round(time.perf_counter() - began, 1),
         "parents": {stage.name: parent(stage) for stage in recipe.stage},

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -130,14 +130,41 @@ def store(cell: Cell, runs: Path) -> None:
         "arm": cell.arm,
         "overrides": cell.overrides,
         "seed": cell.seed,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "versions": {name: metadata.version(name) for name in ("forkpoint", "torch", "transformers", "numpy")},
+        **provenance(),
         "machine": platform.machine(),
         "stages": stages,
     }
     make_folder(cell.place.parent)
     write_text_atomic(cell.place, json.dumps(record, indent=1) + "\n")
     shutil.rmtree(folder)
+
+
+def provenance() -> dict[str, Any]:
+    """When and with what a cell was made."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "versions": {name: metadata.version(name) for name in ("forkpoint", "torch", "transformers", "numpy")},
+    }
+
+
+def make_parts(folder: Path, parts: Mapping[str, Callable[[], Mapping[str, Any]]]) -> None:
+    """Makes the parts of a benchmark that are missing in a folder, one JSON each."""
+    make_folder(folder)
+    for name, make in parts.items():
+        place = folder / f"{name}.json"
+        if place.exists():
+            print(f"{name} is done", flush=True)
+            continue
+        print(name, flush=True)
+        write_text_atomic(place, json.dumps({**provenance(), **make()}, separators=(",", ":")) + "\n")
+
+
+def read_parts(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The parts that are done."""
+    for name in names:
+        place = folder / f"{name}.json"
+        if place.exists():
+            yield name, json.loads(place.read_text(encoding="utf-8"))
 
 
 def stage_result(reader: RunReader, recipe: Recipe, name: str) -> dict[str, Any]:

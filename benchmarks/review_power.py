@@ -1,31 +1,35 @@
 """How well reviews find the step that decided a rollout, and at what cost, where the truth is known.
 
-    python benchmarks/review_power.py [synthetic] [arithmetic] [paths] [--quick] [--cache FOLDER] [--json OUT.json]
+    python benchmarks/review_power.py run [synthetic] [arithmetic] [paths] [--quick] [--cache FOLDER]
+    python benchmarks/review_power.py table
 
 `synthetic`: the search on chains of coins with known values, a table of power by drop and budget.
 `arithmetic`: a tiny decoder that imitated texts which lose carries.
 `paths`: the packaged walker after a while of `recoveries`, with room for one wrong branch but not for two.
+Each part leaves one JSON in cells/review-power; one that is there is not made again.
 docs/review/localise.md has the numbers.
 """
 
 import argparse
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from cells import CELLS, make_parts, read_parts
 
 import forkpoint
 from forkpoint.config.recipe import TextStage
-from forkpoint.files import write_text_atomic
 from forkpoint.meter.pretraining import Pretraining, pretrained
 from forkpoint.meter.subject import Subject
 from forkpoint.policies.causal import CausalPolicy
 from forkpoint.policies.folder import load_folder
 from forkpoint.probe import Continuation, Probe
-from forkpoint.records import Group, Rollout
+from forkpoint.records import Group, Rollout, Verdict
 from forkpoint.report.statistics import wilson_interval
 from forkpoint.review.hinge_search import Localisation, Steps, hinge_search
 from forkpoint.review.localise import localise
@@ -42,19 +46,9 @@ UPDATES = 300
 DOWN = Localisation(direction="down")
 BUDGETS = (32, 64, 96, 160, 320)
 DROPS = (0.2, 0.3, 0.4, 0.6, 0.8)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """How many of how many."""
-
-    name: str
-    hits: int
-    of: int
-
-    def __str__(self) -> str:
-        low, high = wilson_interval(self.hits, self.of)
-        return f"{self.name}: {self.hits} of {self.of} ({low:.3f} to {high:.3f})"
+Share = dict[str, Any]
+Sound = Callable[[Group, Rollout, Verdict], bool]
+"""Whether a success has no error in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -111,9 +105,9 @@ def continued(case: Case, places: Sequence[int], probe: Probe, count: int) -> Ca
 
 
 def judged_cases(
-    subject: Subject, wanted: int, *, correct: bool, settings: Localisation, sound: bool = False
+    subject: Subject, wanted: int, *, correct: bool, settings: Localisation, sound: Sound | None = None
 ) -> list[Case]:
-    """Reviewed rollouts of one outcome, two of a group at most; `sound`: without a wrong step."""
+    """Reviewed rollouts of one outcome, two of a group at most; `sound`: those alone that it lets pass."""
     probe, chosen, seen, solved = subject.probe("reviews"), list[tuple[Group, Rollout]](), 0, list[bool]()
     while len(chosen) < wanted:
         for group in subject.batch(subject.probe("batch"), seen).groups:
@@ -121,7 +115,7 @@ def judged_cases(
             mine = [
                 rollout
                 for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True)
-                if verdict.correct is correct and (not sound or not verdict.parts.get("wrong_steps", 0))
+                if verdict.correct is correct and (sound is None or sound(group, rollout, verdict))
             ]
             chosen += [(group, rollout) for rollout in mine[:2]]
         seen += 1
@@ -156,7 +150,7 @@ def with_values(cases: Sequence[Case], subject: Subject, places: Sequence[Sequen
         yield continued(case, here, probe, count)
 
 
-def costs(name: str, cases: Sequence[Case]) -> dict[str, float]:
+def costs(name: str, cases: Sequence[Case]) -> dict[str, Any]:
     """Tokens of the reviews against branching everywhere with as many continuations as the ends of the claims got.
 
     A continuation is as long as those that the truth was taken from; where there are none, as the rest of the rollout.
@@ -181,16 +175,11 @@ def costs(name: str, cases: Sequence[Case]) -> dict[str, float]:
     shared = sum(prefixes.values()) / one
     each = float(np.mean(ends)) if ends else float("nan")
     cuts = np.mean([len(case.review.cuts) for case in cases])
-    print(
-        f"  {name}: {spent / len(cases):.0f} tokens a rollout, {each:.1f} continuations at the ends of a claim; "
-        f"{spent / (one * each):.2f} of branching everywhere with as many, which is {one * each / len(cases):.0f}, "
-        f"{spent / (one * each * shared):.2f} of the same with equal prefixes drawn once; "
-        f"as many tokens as {spent / one:.1f} continuations at each of {cuts:.1f} cuts"
-    )
-    return {"tokens": spent, "ends": each, "everywhere": one * each, "shared": shared, "rollouts": len(cases)}
+    return {"name": name, "tokens": spent, "ends": each, "one": one, "shared": shared, "rollouts": len(cases),
+            "cuts": float(cuts)}  # fmt: skip
 
 
-def careless(options: argparse.Namespace) -> dict[str, object]:
+def careless(options: argparse.Namespace) -> dict[str, Any]:
     """The planted bug of `arithmetic`."""
     task = arithmetic.build(arithmetic.Settings(terms=8))
     policy = pretrained(task, PLAN, identity=f"{task.name}:{task.settings}", cache=options.cache)
@@ -221,13 +210,27 @@ def careless(options: argparse.Namespace) -> dict[str, object]:
         costs("drop at least 0.3", [c for c, big in zip(cases, large, strict=True) if big]),
     ]
     won, more = decisive(subject, options)
-    price.append(more)
-    sound = judged_cases(subject, options.sound, correct=True, settings=DOWN, sound=True)
-    shares += [won, share("sound rollouts blamed", [case.review.hinge is not None for case in sound])]
-    return report("arithmetic", shares, price)
+    return {"shares": [*shares, won, blamed(subject, options, no_wrong_step)], "costs": [*price, more]}
 
 
-def decisive(subject: Subject, options: argparse.Namespace) -> tuple[Share, dict[str, float]]:
+def no_wrong_step(_group: Group, _rollout: Rollout, verdict: Verdict) -> bool:
+    """Whether every step of a success is right in itself."""
+    return not verdict.parts.get("wrong_steps", 0)
+
+
+def straight(group: Group, rollout: Rollout, _verdict: Verdict) -> bool:
+    """Whether a walk went to its goal without a detour."""
+    graph = paths.read_prompt(str(group.problem.prompt))
+    return len(rollout.text) == len(paths.shortest_path(graph, graph.start, graph.goal))
+
+
+def blamed(subject: Subject, options: argparse.Namespace, sound: Sound) -> Share:
+    """The sound rollouts in which a review that looks for errors finds one."""
+    cases = judged_cases(subject, options.sound, correct=True, settings=DOWN, sound=sound)
+    return share("sound rollouts blamed", [case.review.hinge is not None for case in cases])
+
+
+def decisive(subject: Subject, options: argparse.Namespace) -> tuple[Share, dict[str, Any]]:
     """Successes: whether the claimed step has the largest rise, or one that is not significantly below it."""
     cases = judged_cases(subject, options.successes, correct=True, settings=Localisation())
     cases = list(with_values(cases, subject, [range(len(c.review.cuts)) for c in cases], options.continuations))
@@ -267,7 +270,7 @@ def recovering(task: paths.Paths, cache: Path | None) -> CausalPolicy:
     return policy
 
 
-def walker(options: argparse.Namespace) -> dict[str, object]:
+def walker(options: argparse.Namespace) -> dict[str, Any]:
     """A walker on `paths`; what is a wrong step, the values say."""
     task = paths.build(paths.Settings(branches=3, depth=3))
     policy = recovering(task, options.cache)
@@ -294,17 +297,12 @@ def walker(options: argparse.Namespace) -> dict[str, object]:
     ]
     price = [costs("failures", failed), costs("drop at least 0.3", steep)]
     won, more = decisive(subject, options)
-    return report("paths", [*shares, won], [*price, more])
+    return {"shares": [*shares, won, blamed(subject, options, straight)], "costs": [*price, more]}
 
 
 def share(name: str, hits: Sequence[bool]) -> Share:
-    return Share(name=name, hits=sum(hits), of=len(hits))
-
-
-def report(name: str, shares: Sequence[Share], price: Sequence[dict[str, float]]) -> dict[str, object]:
-    for each in shares:
-        print(f"  {name}: {each}", flush=True)
-    return {"shares": [asdict(each) for each in shares], "costs": list(price)}
+    """How many of how many."""
+    return {"name": name, "hits": sum(hits), "of": len(hits)}
 
 
 def searched(
@@ -321,11 +319,9 @@ def searched(
         sent = [(int(draw.binomial(ask.count, values[ask.place])), ask.count) for ask in asks]
 
 
-def synthetic(options: argparse.Namespace) -> dict[str, object]:
+def synthetic(options: argparse.Namespace) -> dict[str, Any]:
     """A failure of 12 steps whose value falls once, to 0.05, at a random step; and sound ones."""
     trials = 40 if options.quick else 200
-    print("\n| drop | " + " | ".join(f"{budget} continuations" for budget in BUDGETS) + " |")
-    print("|---" * (len(BUDGETS) + 1) + "|")
     table, false, claims = [], 0, 0
     for drop in DROPS:
         row = []
@@ -341,39 +337,60 @@ def synthetic(options: argparse.Namespace) -> dict[str, object]:
                 false += found is not None and found not in (place, 11)
             row.append(share(f"{drop} {budget}", [True] * hits + [False] * (trials - hits)))
         table.append(row)
-        shown = ["{:.2f} ({:.2f} to {:.2f})".format(e.hits / e.of, *wilson_interval(e.hits, e.of)) for e in row]
-        print(f"| {drop} | " + " | ".join(shown) + " |", flush=True)
-    wrong = Share(name="claims of a step without a change", hits=false, of=claims)
-    print(f"  {wrong}")
+    wrong = {"name": "claims of a step without a change", "hits": false, "of": claims}
     draw, sound = KEY.child("sound").generator(), 0
     for number in range(10 * trials):
         level = draw.random()
         values = [level] * 12 if number % 2 else np.sort(draw.random(12)).tolist()
         sound += searched(values, draw, DOWN, correct=True) is not None
-    blamed = Share(name="sound chains blamed", hits=sound, of=10 * trials)
-    print(f"  {blamed}", flush=True)
-    return {"table": [[asdict(each) for each in row] for row in table], "shares": [asdict(wrong), asdict(blamed)]}
+    accused = {"name": "sound chains blamed", "hits": sound, "of": 10 * trials}
+    return {"table": table, "shares": [wrong, accused], "costs": []}
+
+
+def shown(found: Mapping[str, Any]) -> Iterator[str]:
+    """A part in words and tables."""
+    if "table" in found:
+        yield "\n| drop | " + " | ".join(f"{budget} continuations" for budget in BUDGETS) + " |"
+        yield "|---" * (len(BUDGETS) + 1) + "|"
+        for drop, row in zip(DROPS, found["table"], strict=True):
+            told = ["{:.2f} ({:.2f} to {:.2f})".format(e["hits"] / e["of"], *bounds(e)) for e in row]
+            yield f"| {drop} | " + " | ".join(told) + " |"
+    for each in found["shares"]:
+        yield "  {}: {} of {} ({:.3f} to {:.3f})".format(each["name"], each["hits"], each["of"], *bounds(each))
+    for each in found["costs"]:
+        spent, one, ends = each["tokens"], each["one"], each["ends"]
+        yield (
+            f"  {each['name']}: {spent / each['rollouts']:.0f} tokens a rollout, {ends:.1f} continuations at the ends "
+            f"of a claim; {spent / (one * ends):.2f} of branching everywhere with as many, "
+            f"{spent / (one * ends * each['shared']):.2f} of the same with equal prefixes drawn once; as many tokens "
+            f"as {spent / one:.1f} continuations at each of {each['cuts']:.1f} cuts"
+        )
+
+
+def bounds(share: Mapping[str, Any]) -> tuple[float, float]:
+    return wilson_interval(share["hits"], share["of"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = {"synthetic": synthetic, "arithmetic": careless, "paths": walker}
+    parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("parts", nargs="*", metavar="PART", help="all, where none is named")
-    parser.add_argument("--quick", action="store_true", help="minutes: shows that it runs")
+    parser.add_argument("--quick", action="store_true", help="minutes: shows that it runs, and leaves no cell")
     parser.add_argument("--cache", type=Path, help="where the pretrained decoder is kept")
-    parser.add_argument("--json", type=Path, help="where to write every number")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(parts):
         parser.error(f"{', '.join(sorted(unknown))}: parts are {', '.join(parts)}")
     sizes = (12, 8, 12, 64) if options.quick else (160, 40, 200, 256)
     options.failures, options.successes, options.sound, options.continuations = sizes
     torch.set_num_threads(1)
-    found = {}
-    for name in options.parts or parts:
-        print(name, flush=True)
-        found[name] = parts[name](options)
-    if options.json is not None:
-        write_text_atomic(options.json, json.dumps(found, indent=1) + "\n")
+    asked = {name: partial(parts[name], options) for name in options.parts or parts}
+    with tempfile.TemporaryDirectory() as spare:
+        folder = Path(spare) if options.quick else CELLS / "review-power"
+        if options.what == "run":
+            make_parts(folder, asked)
+        for name, found in read_parts(folder, asked):
+            print("\n".join([name, *shown(found)]))
 
 
 if __name__ == "__main__":

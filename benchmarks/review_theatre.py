@@ -1,28 +1,31 @@
 """Does verification see through a reviewer who only sounds right?  Accepted shares by kind of proposal.
 
-    python benchmarks/review_theatre.py [--task arithmetic|paths] [--quick] [--out FILE.json]
+    python benchmarks/review_theatre.py run [arithmetic] [paths] [--quick] [--cache FOLDER]
+    python benchmarks/review_theatre.py table
 
 `arithmetic`: a decoder of 0.2 M parameters that learned to lose carries (two parts of the corpus `careless` to one of
 `answer_given`), budget 48.  `paths`: the shipped walker `package:backtrack`, budget 14.  Proposals are made from failed
 rollouts, where the truth is known: honest ones by the task's solver and by the policy with the answer in its prompt,
 and some kinds of theatre.  All are verified in one call, without the task's own step check, as for a task that has
 none.  `alone`: acceptances with each kind as a family of its own; then those without the leak check, those with the
-step check.
+step check.  Each task leaves one JSON in cells/review-theatre; one that is there is not made again.
 """
 
 import argparse
-import json
 import re
-import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count, pairwise
 from math import log
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from cells import CELLS, make_parts, read_parts
 
 from forkpoint.assembly import package_model
 from forkpoint.meter.pretraining import Pretraining, pretrained
@@ -309,7 +312,9 @@ def table(
     return rows
 
 
-def measured(bench: Bench, asked: argparse.Namespace) -> dict:
+def measured(make: Callable[[argparse.Namespace], Bench], asked: argparse.Namespace) -> dict[str, Any]:
+    begun = time.monotonic()
+    bench = make(asked)
     probe = bench.subject.probe("theatre")
     failed = failures(bench, probe, asked.rollouts)
     line, cases = policy_cases(bench, probe, failed)
@@ -329,7 +334,7 @@ def measured(bench: Bench, asked: argparse.Namespace) -> dict:
     return {
         "gate": line, "rollouts": len(failed), "rows": rows,
         "alarms": alarms(bench, probe, sound(bench, probe), asked.alarms),
-        "cost": dict(probe.cost),
+        "cost": dict(probe.cost), "seed": asked.seed, "seconds": round(time.monotonic() - begun),
     }  # fmt: skip
 
 
@@ -339,7 +344,7 @@ def sound(bench: Bench, probe: LocalProbe) -> list[Group]:
 
 
 def shown(found: dict) -> Iterator[str]:
-    yield f"gate: {found['gate']}\n\n{found['rollouts']} failed rollouts, cost {found['cost']}\n"
+    yield f"gate: {found['gate']}\n\n{found['rollouts']} failed rollouts, cost {found['cost']}, {found['seconds']} s\n"
     yield (
         "| proposal | accepted (95 %) | alone | no leak check | step check | leaks | unfit | fresh lift | above 0 |"
         "\n|" + "---|" * 9
@@ -361,28 +366,31 @@ def shown(found: dict) -> Iterator[str]:
             yield "| " + " | ".join(cells) + " |"
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=("arithmetic", "paths"), default="arithmetic")
-    parser.add_argument("--quick", action="store_true", help="few rollouts: shows that it runs")
+    benches = {"arithmetic": careless_bench, "paths": walker_bench}
+    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help="both, where none is named")
+    parser.add_argument("--quick", action="store_true", help="few rollouts: shows that it runs, and leaves no cell")
     parser.add_argument("--rollouts", type=int, default=120, help="failed rollouts, one a problem")
     parser.add_argument("--alarms", type=int, default=400, help="right steps for the false alarms of the leak check")
     parser.add_argument("--updates", type=int, default=1800, help="of the careless decoder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, default=None, help="folder for the trained decoder")
-    parser.add_argument("--out", type=Path, default=None)
     asked = parser.parse_args()
+    if unknown := set(asked.tasks) - set(benches):
+        parser.error(f"{', '.join(sorted(unknown))}: tasks are {', '.join(benches)}")
     if asked.quick:
         asked.rollouts, asked.alarms = 12, 40
     torch.set_num_threads(1)
-    begun = time.monotonic()
-    found = measured({"arithmetic": careless_bench, "paths": walker_bench}[asked.task](asked), asked)
-    if asked.out is not None:
-        asked.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    print("\n".join(shown(found)))
-    print(f"\n{time.monotonic() - begun:.0f} s")
-    return 0
+    parts = {name: partial(measured, benches[name], asked) for name in asked.tasks or benches}
+    with tempfile.TemporaryDirectory() as spare:
+        folder = Path(spare) if asked.quick else CELLS / "review-theatre"
+        if asked.what == "run":
+            make_parts(folder, parts)
+        for name, found in read_parts(folder, parts):
+            print("\n".join([name, *shown(found)]))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -9,21 +9,19 @@ benchmarks/cells/template-growth; the table is made from these alone.  Intervals
 """
 
 import argparse
-import datetime
 import hashlib
 import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from audit_panel import RECIPES, solve_rate
-from cells import CELLS, ENTRY, mean_interval
+from cells import CELLS, ENTRY, mean_interval, provenance
 
 from forkpoint.assembly.subject import stage_subject
 from forkpoint.audits.template_collapse import collapse, cross_scores
@@ -62,8 +60,7 @@ def run_seed(seed: int, runs: Path, settings: Sequence[str]) -> None:
         names = [stage.name for stage in reader.stages()]
     record = {
         "seed": seed, "settings": list(settings), "recipe_sha256": hashlib.sha256(RECIPE.read_bytes()).hexdigest(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "versions": {name: metadata.version(name) for name in ("forkpoint", "torch", "transformers", "numpy")},
+        **provenance(),
         "stages": [measured(run, name) for name in names],
     }  # fmt: skip
     make_folder(place.parent)

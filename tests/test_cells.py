@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -146,3 +147,23 @@ def test_a_chain_of_stages_ends_with_its_last_evaluation(cells: ModuleType, monk
     # A last evaluation confirms the one before it, and is confirmed by none.
     assert target.reached(list(target.chain_curve(stages, "learn")), 0.9) is None
     assert target.reached(list(target.chain_curve(stages, "learn")), 0.6) == 100.0
+
+
+def test_a_part_is_made_once_and_read_back(
+    cells: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[str] = []
+
+    def part(name: str) -> dict[str, int]:
+        made.append(name)
+        return {"length": len(name)}
+
+    parts = {name: partial(part, name) for name in ("one", "three")}
+    cells.make_parts(tmp_path / "parts", {"one": parts["one"]})
+    assert [name for name, _ in cells.read_parts(tmp_path / "parts", parts)] == ["one"]
+    cells.make_parts(tmp_path / "parts", parts)
+    assert made == ["one", "three"]
+    assert capsys.readouterr().out.splitlines() == ["one", "one is done", "three"]
+    found = dict(cells.read_parts(tmp_path / "parts", parts))
+    assert {name: each["length"] for name, each in found.items()} == {"one": 3, "three": 5}
+    assert set(found["one"]) == {"date", "versions", "length"}
