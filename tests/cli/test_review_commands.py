@@ -13,6 +13,7 @@ from forkpoint.cli import review_run
 from forkpoint.records import EditKind
 from forkpoint.review.postmortem import make_edit
 from forkpoint.store import RunReader, RunWriter
+from forkpoint.tasks.demonstrations import read_demonstrations
 
 HEAD = """
 name = "walk"
@@ -97,6 +98,11 @@ def test_from_a_rollout_to_a_verified_fix(call, run, tmp_path):
     with RunReader(run) as reader:
         rollout = reader.rollout(good.edit.rollout_id)
     assert mine["completion"] == rollout.text[: good.edit.start] + good.edit.text
+    # A stage with data = "file:fixes.jsonl" imitates them, and nothing after the fix.
+    told = read_demonstrations(tmp_path / "fixes.jsonl")
+    assert [(each.prompt, each.text) for each in told] == [(line["prompt"], line["completion"]) for line in lines]
+    assert not any(each.ends for each in told)
+    assert good.edit.id in " ".join(each.provenance for each in told)
     made = json.loads(call("export", run, tmp_path / "short.jsonl", "--no-prefix", "--json")[1])
     assert made == {"path": str(tmp_path / "short.jsonl"), "fixes": tried["accepted"]}
     short = next(json.loads(line) for line in (tmp_path / "short.jsonl").read_text().splitlines())

@@ -62,7 +62,7 @@ def outcome_of(task, text, question="What?"):
         ([""], r"holds no question"),
         (["", "  "], r"holds no question"),
         ([line(), '{"question": "a"'], r"questions\.jsonl:2: not JSON at column 17"),
-        (["[1]"], r"questions\.jsonl:1: a line must be an object with question and answer, not list"),
+        (["[1]"], r"questions\.jsonl:1: a line must be an object, not list"),
         (["[" * 100_000], r"questions\.jsonl:1: .*nested too deeply"),
         (['{"answer": "1"}'], r"questions\.jsonl:1: question is missing"),
         (["", '{"question": "a"}'], r"questions\.jsonl:2: answer is missing"),

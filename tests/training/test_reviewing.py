@@ -327,7 +327,7 @@ def test_successes_of_the_review_lie_beside_its_texts(tmp_path):
         ('data = "golden"\n[stage.lessons]\ntrials = 4', r"lessons goes with data = 'lessons:STAGE'"),
         ('data = "edits:none"', r"the earlier stage data = 'none' is not known"),
         ('data = "golden"\n[stage.review]\nproblems = 4', r"review goes with data = 'edits:STAGE'"),
-        ('data = "golden"\n[stage.mix]\ndata = "edits:base"', r"mix takes a corpus, rollouts or samples"),
+        ('data = "golden"\n[stage.mix]\ndata = "edits:base"', r"mix takes a corpus, a file, rollouts or samples"),
         ('data = "golden"\n[stage.mix]\ndata = "rollouts:none"', r"mix.data = 'none' is not known"),
         ('data = "edits:base"\n[stage.review]\nedit = "burn"', r"edit"),
     ],

@@ -23,12 +23,13 @@ from forkpoint.assembly.review_checks import check_review
 from forkpoint.assembly.tables import CREDIT_RULES, LOSSES, resolve
 from forkpoint.config.curriculum import Curriculum
 from forkpoint.config.policies import FolderPolicy, TabularPolicy
-from forkpoint.config.recipe import AnyStage, ForksStage, Recipe, RLStage, TextStage, data_source
+from forkpoint.config.recipe import AnyStage, ForksStage, Recipe, RLStage, TextStage, data_source, text_file
 from forkpoint.credit.masks import WRAPPERS
 from forkpoint.errors import ModelError, RecipeError, TaskError, unknown_name
 from forkpoint.records import Problem
 from forkpoint.seeds import Key
-from forkpoint.tasks.protocol import Finite, Task, split_problems
+from forkpoint.tasks.demonstrations import read_demonstrations
+from forkpoint.tasks.protocol import Demonstration, Finite, Task, split_problems
 
 if TYPE_CHECKING:
     from forkpoint.policies.protocol import Policy
@@ -67,7 +68,7 @@ def check_recipe(recipe: Recipe, origin: Path, run: Path) -> dict[str, CreditPla
     _check_shifted(assembly, policy)
     plans = {}
     for stage in recipe.stage:
-        train = _check_stage(recipe, stage, tasks[stage.name], policy)
+        train = _check_stage(recipe, stage, tasks[stage.name], policy, origin)
         if isinstance(stage, RLStage):
             plans[stage.name] = _check_credit(stage, tasks[stage.name], policy, train, critics[stage.name])
     return plans
@@ -155,7 +156,7 @@ def _check_curriculum(settings: Curriculum, task: Task, key: Key) -> None:
     Candidates(settings, task, key)
 
 
-def _check_stage(recipe: Recipe, stage: AnyStage, task: Task, policy: "Policy") -> list[Problem]:
+def _check_stage(recipe: Recipe, stage: AnyStage, task: Task, policy: "Policy", origin: Path) -> list[Problem]:
     """Training problems of the stage; raises a ForkpointError for one that does not fit."""
     where = f"[[stage]] '{stage.name}'"
     key = Key.root(recipe.seed).child("check")
@@ -173,7 +174,7 @@ def _check_stage(recipe: Recipe, stage: AnyStage, task: Task, policy: "Policy") 
         check_length(where, task, policy, problem, evaluation_budget(recipe, stage))
     if isinstance(stage, TextStage):
         check_review(where, stage, task, train[0], tabular=isinstance(recipe.policy, TabularPolicy))
-        _check_texts(where, stage, task, policy, key)
+        _check_texts(where, stage, task, policy, key, origin)
     budget = _sampling_budget(recipe, stage)
     if budget is not None:
         for problem in train:
@@ -194,13 +195,16 @@ def _check_shifted(assembly: Assembly, policy: "Policy") -> None:
             check_length(where, task, policy, problem, longest)
 
 
-def _check_texts(where: str, stage: TextStage, task: Task, policy: "Policy", key: Key) -> None:
-    """Raises a ForkpointError for a corpus that is not there, or whose texts do not fit the model."""
+def _check_texts(where: str, stage: TextStage, task: Task, policy: "Policy", key: Key, origin: Path) -> None:
+    """Raises a ForkpointError for a corpus or a file that is not there, or whose texts do not fit the model."""
     named = {where: stage.data} if stage.data else {}
     if stage.mix is not None:
         named[f"{where}: mix"] = stage.mix.data
     for place, data in named.items():
-        if data_source(data)[1] is None:
+        path = text_file(data)
+        if path is not None:
+            _check_fit(place, read_demonstrations(origin / path), policy)
+        elif data_source(data)[1] is None:
             _check_corpus(place, data, task, policy, key)
 
 
@@ -230,16 +234,22 @@ def check_length(where: str, task: Task, policy: "Policy", problem: Problem, bud
 
 
 def _check_corpus(where: str, data: str, task: Task, policy: "Policy", key: Key) -> None:
-    from forkpoint.training.imitation import demonstration_example
-
     if data not in task.corpora:
         raise RecipeError(unknown_name(f"{where}: data", data, task.corpora))
     texts = list(itertools.islice(task.corpus(data, key), PROBED))
     if not texts:
         raise TaskError(f"{where}: the corpus {data} of {task.name} is empty.")
+    _check_fit(where, texts, policy)
+
+
+def _check_fit(where: str, texts: Sequence[Demonstration], policy: "Policy") -> None:
+    """Raises a ModelError for a text that the model cannot read, or that is too long for it."""
+    from forkpoint.training.imitation import demonstration_example
+
     for text in texts:
         length = len(demonstration_example(policy.texts, text).tokens)
         if length > policy.context_length:
             raise ModelError(
-                f"{where}: a text of {length} tokens does not fit the model's context of {policy.context_length}."
+                f"{where}: a text of {length} tokens ({text.provenance}) does not fit the model's context of "
+                f"{policy.context_length}."
             )

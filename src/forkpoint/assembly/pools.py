@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forkpoint.assembly.build import STAND_INS, Assembly, evaluation_budget
-from forkpoint.config.recipe import ForksStage, Recipe, RLStage, TextStage, data_source
+from forkpoint.config.recipe import ForksStage, Recipe, RLStage, TextStage, data_source, text_file
 from forkpoint.config.review import LessonSettings, ReviewSettings
 from forkpoint.errors import RecipeError, StoreError
 from forkpoint.records import Lesson, TextExample
 from forkpoint.seeds import Key, content_hash
+from forkpoint.tasks.demonstrations import read_demonstrations
 from forkpoint.tasks.protocol import Task, split_problems
 
 if TYPE_CHECKING:
@@ -57,8 +58,12 @@ def text_draw(source: TextSource) -> "tuple[Draw, int]":
 
 def _draw(source: TextSource, data: str, key: Key, *, count: int) -> "tuple[Draw, int]":
     """`count` texts of one kind for each update, and the tokens sampled for them."""
-    from forkpoint.training.imitation import corpus_draw, joined_draw, pool_draw
+    from forkpoint.training.imitation import corpus_draw, demonstration_example, joined_draw, pool_draw
 
+    path = text_file(data)
+    if path is not None:
+        told = read_demonstrations(source.assembly.origin / path)
+        return _pool_draw(source, [demonstration_example(source.texts, each) for each in told], key, count=count), 0
     if data_source(data)[1] is None:
         return corpus_draw(source.task, source.texts, data, key, count=count), 0
     pool, others, spent = _pool(source, data, key.child("teacher"))

@@ -170,10 +170,14 @@ def export_edits(run: Path, out: Path, *, prefix: bool, as_json: bool) -> int:
             if not stored.accepted or edit.kind is not EditKind.FIX:
                 continue
             rollout = reader.rollout(edit.rollout_id)
-            prompt = prompt_text(reader.problem(rollout.problem_key).prompt)
+            prompt = reader.problem(rollout.problem_key).prompt
             before = "".join(token_words(rollout, texts)[: edit.start])
+            if not prefix:
+                if not isinstance(prompt, str):
+                    raise RecipeError("--no-prefix needs prompts that are texts; those of this run are messages.")
+                prompt, before = prompt + before, ""
             line = {
-                "prompt": prompt if prefix else prompt + before, "completion": (before if prefix else "") + edit.text,
+                "prompt": prompt, "completion": before + edit.text, "ends": False,
                 "edit": edit.id, "rollout": edit.rollout_id, "source": edit.source, "state": state(stored),
                 "verification": None if stored.verification is None else asdict(stored.verification),
             }  # fmt: skip

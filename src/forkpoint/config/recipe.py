@@ -159,9 +159,9 @@ class TextStage(StageBase):
 
     kind: Literal["pretrain", "sft"]
     data: str = ""
-    """A corpus of the task, or fresh rollouts of a stage's final policy on training problems: `rollouts:STAGE` (the
-    correct ones), `samples:STAGE` (all of them), `edits:STAGE` (what their review made of them), `lessons:STAGE`
-    (written with audited lessons in the prompt, and imitated without)."""
+    """A corpus of the task; `file:PATH`, lines of JSON with `prompt` and `completion`; or fresh rollouts of a stage's
+    final policy on training problems: `rollouts:STAGE` (the correct ones), `samples:STAGE` (all of them), `edits:STAGE`
+    (what their review made of them), `lessons:STAGE` (written with audited lessons in the prompt, imitated without)."""
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 128
     """Texts per update."""
     examples: Annotated[int, Field(ge=1, le=10_000_000)] = 4096
@@ -182,7 +182,7 @@ class TextStage(StageBase):
         if self.updates and not self.data:
             raise ValueError("data is missing: name a corpus of the task or `rollouts:STAGE`")
         kind, source = data_source(self.data)
-        if self.order != "shuffled" and source is None:
+        if self.order != "shuffled" and source is None and text_file(self.data) is None:
             raise ValueError(
                 f"order = '{self.order}' needs data = 'rollouts:STAGE': the corpus '{self.data}' has no end"
             )
@@ -191,7 +191,7 @@ class TextStage(StageBase):
         if self.lessons is not None and kind != "lessons":
             raise ValueError(f"lessons goes with data = 'lessons:STAGE', not '{self.data}'")
         if self.mix is not None and data_source(self.mix.data)[0] in ("edits", "lessons"):
-            raise ValueError("mix takes a corpus, rollouts or samples")
+            raise ValueError("mix takes a corpus, a file, rollouts or samples")
         return self
 
 
@@ -365,6 +365,11 @@ def data_source(data: str) -> tuple[str, str | None]:
     """
     kind, colon, stage = data.partition(":")
     return (kind, stage) if colon and kind in ROLLOUT_DATA else (data, None)
+
+
+def text_file(data: str) -> str | None:
+    """The path of `file:PATH`; None for other data."""
+    return data.removeprefix("file:") if data.startswith("file:") else None
 
 
 def _drawn_from(stage: AnyStage) -> list[tuple[str, str]]:

@@ -72,6 +72,6 @@ class Mix(Strict):
     """Texts beside the data of a stage."""
 
     data: Annotated[str, Field(min_length=1)]
-    """A corpus of the task, `rollouts:STAGE` or `samples:STAGE`."""
+    """A corpus of the task, `file:PATH`, `rollouts:STAGE` or `samples:STAGE`."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Of the texts of every update, above 0 and below 1."""

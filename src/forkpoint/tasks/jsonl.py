@@ -128,21 +128,22 @@ def read_entries(settings: Settings) -> list[Entry]:
 
 
 def _entry(line: bytes, where: str, settings: Settings) -> Entry:
-    table = _table(line, where, settings.max_characters)
+    table = json_object(line, where, settings.max_characters)
     for name in table:
         if name not in FIELDS:
             raise TaskError(unknown_name(f"{where}: key", _shown(name), FIELDS))
-    question, answer = (_text(table, name, where) for name in ("question", "answer"))
+    question, answer = (text_value(table, name, where) for name in ("question", "answer"))
     kind = table.get("kind", settings.kind)
     if kind == "auto":
         kind = guess_kind(answer)
     if kind not in KINDS:
         raise TaskError(unknown_name(f"{where}: kind", _shown(str(kind)), KINDS))
-    solution = _text(table, "solution", where) if "solution" in table else None
+    solution = text_value(table, "solution", where) if "solution" in table else None
     return Entry(question=question, answer=answer, kind=kind, solution=solution, where=where)
 
 
-def _table(line: bytes, where: str, longest: int) -> Mapping[str, Any]:
+def json_object(line: bytes, where: str, longest: int) -> Mapping[str, Any]:
+    """The object of a line of at most `longest` characters; raises TaskError with its place for anything else."""
     if len(line) > 4 * longest:
         raise TaskError(f"{where}: the line is longer than max_characters = {longest}.")
     try:
@@ -156,7 +157,7 @@ def _table(line: bytes, where: str, longest: int) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         raise TaskError(f"{where}: this JSON is nested too deeply or holds too long a number.") from None
     if not isinstance(table, dict):
-        raise TaskError(f"{where}: a line must be an object with question and answer, not {type(table).__name__}.")
+        raise TaskError(f"{where}: a line must be an object, not {type(table).__name__}.")
     return table
 
 
@@ -175,7 +176,8 @@ def _shown(text: str) -> str:
     return repr(text[:MAX_SHOWN])[1:-1]
 
 
-def _text(table: Mapping[str, Any], name: str, where: str) -> str:
+def text_value(table: Mapping[str, Any], name: str, where: str) -> str:
+    """A field of a line; raises TaskError for one that is missing, empty, or no text."""
     if name not in table:
         raise TaskError(f"{where}: {name} is missing.")
     value = table[name]
