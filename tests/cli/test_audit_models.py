@@ -197,5 +197,5 @@ def test_a_stage_without_a_checkpoint_leaves_the_audits_of_records(call, run, tm
     shutil.rmtree(copy / "stages" / "rl")
     code, out, err = call(copy, "--models", "--only", "template_collapse,coverage", "--no-store")
     assert code == 0
-    assert "has no checkpoint yet. The models are not asked." in err
+    assert "has no checkpoint: it is not trained yet, or its files are gone. The models are not asked." in err
     assert "rl: " in out

@@ -267,4 +267,7 @@ def test_mistakes_are_one_line(call, run, arguments, line):
 def test_a_policy_that_is_gone_is_told(call, run):
     shutil.rmtree(run / "stages")
     code, _, err = call("propose", run)
-    assert (code, err) == (2, f"error: stage 'rl' of {run} has no checkpoint yet.\n")
+    assert (code, err) == (
+        2,
+        f"error: stage 'rl' of {run} has no checkpoint: it is not trained yet, or its files are gone.\n",
+    )

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forkpoint.assembly.build import Assembly, evaluation_budget
-from forkpoint.assembly.subject import last_policy
+from forkpoint.assembly.subject import last_checkpoint, last_policy
 from forkpoint.config.load import load_recipe
 from forkpoint.config.recipe import ForksStage, RLStage
-from forkpoint.errors import ForkpointError
 from forkpoint.records import Group, Problem
 from forkpoint.seeds import Key
-from forkpoint.store import RunReader, latest_checkpoint, stage_folder
+from forkpoint.store import RunReader
 from forkpoint.store.checkpoints import checkpoint_update
 from forkpoint.tasks.protocol import Task, split_problems
 
@@ -67,20 +66,18 @@ def stage_reviewer(run: Path, stage: str) -> Reviewer:
     """The last checkpoint of a stage, ready to continue and to judge rollouts.
 
     Raises:
-        ForkpointError: there is no such stage, or no checkpoint yet.
+        ForkpointError: there is no such stage, or no checkpoint.
     """
     assembly = Assembly(recipe=load_recipe(run / "recipe.toml"), origin=run, run=run)
     with RunReader(run) as reader:
         reader.stage(stage)
     made = assembly.recipe.get_stage(stage)
     policy, task = last_policy(assembly, stage), assembly.task(made)
-    found = latest_checkpoint(stage_folder(run, stage))
-    if found is None:
-        raise ForkpointError(f"stage '{stage}' of {run} has no checkpoint any more.")
+    update = checkpoint_update(last_checkpoint(run, stage))
     key = Key.root(assembly.recipe.seed).child("review", stage)
     budget = evaluation_budget(assembly.recipe, made)
     return Reviewer(
-        run=run, stage=stage, update=checkpoint_update(found), task=task, policy=policy, key=key, max_new_tokens=budget,
+        run=run, stage=stage, update=update, task=task, policy=policy, key=key, max_new_tokens=budget,
         probe=assembly.branching_probe(policy, task, key.child("probe"), budget),
         temperature=made.temperature if isinstance(made, RLStage | ForksStage)
         else assembly.recipe.evaluation.temperature,

@@ -33,7 +33,7 @@ def stage_subject(
 
     Raises:
         ContextError: a prompt and the budget of a rollout do not fit the context.
-        ForkpointError: there is no checkpoint yet.
+        ForkpointError: there is no checkpoint.
     """
     from forkpoint.policies.causal import CausalPolicy
     from forkpoint.probing.comparing import SubjectPlan, SubjectProbe
@@ -65,13 +65,21 @@ def stage_subject(
     return SubjectProbe(policy, sampler, verifier, plan=mine, groups=groups, base=other)
 
 
-def last_policy(assembly: Assembly, stage: str) -> "Policy":
-    """The policy of the last checkpoint of a stage; raises ForkpointError where there is none yet."""
+def last_checkpoint(run: Path, stage: str) -> Path:
+    """The last checkpoint of a stage that is whole; raises ForkpointError where there is none."""
     from forkpoint.store import latest_checkpoint, stage_folder
 
-    found = latest_checkpoint(stage_folder(assembly.run, stage))
+    found = latest_checkpoint(stage_folder(run, stage))
     if found is None:
-        raise ForkpointError(f"stage '{stage}' of {assembly.run} has no checkpoint yet.")
+        raise ForkpointError(
+            f"stage '{stage}' of {run} has no checkpoint: it is not trained yet, or its files are gone."
+        )
+    return found
+
+
+def last_policy(assembly: Assembly, stage: str) -> "Policy":
+    """The policy of the last checkpoint of a stage; raises ForkpointError where there is none."""
+    found = last_checkpoint(assembly.run, stage)
     return assembly._stage_policy(stage, assembly._parent(assembly.recipe.get_stage(stage)), found)
 
 

@@ -152,14 +152,12 @@ def find_model(model: str) -> Path:
 
 def stage_checkpoint(run: Path, stage: str) -> Path:
     """The last checkpoint of a stage of a run that is whole.  Raises StoreError when there is none."""
-    from forkpoint.store import RunReader, latest_checkpoint, stage_folder
+    from forkpoint.assembly.subject import last_checkpoint
+    from forkpoint.store import RunReader
 
     with RunReader(run) as reader:
         reader.stage(stage)
-    found = latest_checkpoint(stage_folder(run, stage))
-    if found is None:
-        raise ForkpointError(f"stage '{stage}' of {run} has no checkpoint yet.")
-    return found
+    return last_checkpoint(run, stage)
 
 
 def _plan(
