@@ -15,6 +15,7 @@ import argparse
 import datetime
 import hashlib
 import json
+import math
 import platform
 import shutil
 import signal
@@ -32,6 +33,7 @@ import numpy as np
 from safetensors import safe_open
 from scipy import stats
 
+from forkpoint.cli.output import finite
 from forkpoint.config.load import load_recipe
 from forkpoint.config.recipe import Recipe, parent
 from forkpoint.files import make_folder, write_text_atomic
@@ -147,16 +149,25 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def make_parts(folder: Path, parts: Mapping[str, Callable[[], Mapping[str, Any]]]) -> None:
-    """Makes the parts of a benchmark that are missing in a folder, one JSON each."""
+def make_parts(
+    folder: Path, parts: Mapping[str, Callable[[], Mapping[str, Any]]], *, budget: float = math.inf,
+    fits: Callable[[Mapping[str, Any]], bool] = bool,
+) -> None:  # fmt: skip
+    """Makes the parts of a benchmark that are missing in a folder, or do not fit any more, one JSON each.
+
+    None is begun after `budget` seconds.
+    """
     make_folder(folder)
+    ends = time.monotonic() + budget
     for name, make in parts.items():
-        place = folder / f"{name}.json"
-        if place.exists():
+        if any(fits(found) for _, found in read_parts(folder, [name])):
             print(f"{name} is done", flush=True)
-            continue
-        print(name, flush=True)
-        write_text_atomic(place, json.dumps({**provenance(), **make()}, separators=(",", ":")) + "\n")
+        elif time.monotonic() > ends:
+            print(f"{name} waits: the budget is spent", flush=True)
+        else:
+            print(name, flush=True)
+            made = json.dumps(finite({**provenance(), **make()}), separators=(",", ":"))
+            write_text_atomic(folder / f"{name}.json", made + "\n")
 
 
 def read_parts(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,6 +1,6 @@
 """What `forkpoint meter --predict` says of each variant of the credit map beforehand, beside what training showed.
 
-    python benchmarks/predictions.py run [--variants C,A] [--cache DIR]    # from the curves' decoders
+    python benchmarks/predictions.py run [--variants C,A] [--budget MINUTES] [--cache DIR]    # the curves' decoders
     python benchmarks/predictions.py table [--json]
 
 Each prediction leaves one small JSON in `benchmarks/cells/credit-map/predictions/`; finished ones are skipped.  What
@@ -11,16 +11,16 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import credit_map
 import numpy as np
 import torch
+from cells import make_parts, read_parts
 from scipy import stats
 
-from forkpoint.cli.output import finite
-from forkpoint.files import make_folder, write_text_atomic
 from forkpoint.meter.learning import UNIFORM
 from forkpoint.meter.predict import predict
 from forkpoint.meter.savings import best_rates
@@ -48,27 +48,19 @@ class Pair:
     """Seeds of the uniform arm that missed the target, or of the dense one less than 0: the ratio is a bound then."""
 
 
-def run(names: list[str], cache: Path) -> None:
-    """Makes the predictions that are missing."""
-    torch.set_num_threads(1)
-    make_folder(FOLDER)
-    for name in names:
-        place = FOLDER / f"{name}.json"
-        if not place.is_file():
-            found = predict(credit_map.make_subject(name, cache), groups=GROUPS)
-            write_text_atomic(place, json.dumps(finite(asdict(found))) + "\n")
-        print(f"{name}: {json.loads(place.read_text())['headroom']}", flush=True)
+def foretell(name: str, cache: Path) -> dict[str, Any]:
+    """The prediction for a variant."""
+    return asdict(predict(credit_map.make_subject(name, cache), groups=GROUPS))
 
 
 def pairs(names: list[str], cache: Path) -> list[Pair]:
     """The variants that have both a prediction and curves of both arms."""
     experiment, found = credit_map.read_experiment(), []
     for name in names:
-        place = FOLDER / f"{name}.json"
         rows = best_rates(credit_map.rows_of(name, credit_map.seeds_of(experiment, name), cache))
-        if not place.is_file() or UNIFORM not in rows or DENSE not in rows:
+        told = dict(read_parts(FOLDER, [name])).get(name)
+        if told is None or UNIFORM not in rows or DENSE not in rows:
             continue
-        told: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
         uniform, dense = rows[UNIFORM], rows[DENSE]
         missed = uniform.seeds - uniform.solved or dense.solved - dense.seeds
         noise = told["noise"]
@@ -124,6 +116,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("--variants", help="names with commas between; default: all that compare both rules")
+    parser.add_argument("--budget", type=float, default=60.0, help="minutes after which no variant is begun")
     parser.add_argument("--cache", type=Path, default=Path("runs/decoders"), help="where pretrained decoders lie")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
@@ -131,7 +124,8 @@ def main() -> int:
     both = [name for name, variant in table.items() if {UNIFORM, DENSE} <= set(variant["arms"])]
     names = asked.variants.split(",") if asked.variants else both
     if asked.what == "run":
-        run(names, asked.cache)
+        torch.set_num_threads(1)
+        make_parts(FOLDER, {name: partial(foretell, name, asked.cache) for name in names}, budget=60 * asked.budget)
         return 0
     found = pairs(names, asked.cache)
     if asked.json:

@@ -1,6 +1,6 @@
 """What the meter reads of every credit rule on every variant of `keychain`: a cell for each variant, and one table.
 
-    python benchmarks/readings.py run [--variants A,C] [--cache DIR]    # minutes for each variant
+    python benchmarks/readings.py run [--variants A,C] [--budget MINUTES] [--cache DIR]    # minutes for each variant
     python benchmarks/readings.py table [--json]
 
 Each reading leaves one small JSON in `benchmarks/cells/readings/`; those that hold all rules are skipped.
@@ -18,10 +18,9 @@ from typing import Any
 
 import credit_map
 import torch
+from cells import make_parts, read_parts
 
-from forkpoint.cli.output import finite
 from forkpoint.credit import CREDIT_RULES
-from forkpoint.files import make_folder, write_text_atomic
 from forkpoint.meter.learning import UNIFORM
 from forkpoint.meter.reading import Extent, take_reading
 from forkpoint.meter.subject import Rule
@@ -45,24 +44,17 @@ EXTENT = Extent(
 )
 
 
-def run(names: list[str], cache: Path) -> None:
-    """Makes the readings that are missing, or lack a rule."""
-    torch.set_num_threads(1)
-    make_folder(CELLS)
-    for name in names:
-        place, began = CELLS / f"{name}.json", time.monotonic()
-        if place.is_file() and json.loads(place.read_text(encoding="utf-8"))["options"] == RULES:
-            continue
-        rules = [
-            Rule(name=rule, give=partial(CREDIT_RULES[rule], **options), critic=rule == "critic")
-            for rule, options in RULES.items()
-        ]
-        found = asdict(take_reading(credit_map.make_subject(name, cache), rules, EXTENT, _told))
-        del found["examples"]
-        found["extent"]["tier"] = str(EXTENT.tier)
-        document = {"variant": name, "options": RULES, **found, "seconds": time.monotonic() - began}
-        write_text_atomic(place, json.dumps(finite(document)) + "\n")
-        print(f"{name}: {document['seconds']:.0f} s", flush=True)
+def read(name: str, cache: Path) -> dict[str, Any]:
+    """The reading of a variant."""
+    began = time.monotonic()
+    rules = [
+        Rule(name=rule, give=partial(CREDIT_RULES[rule], **options), critic=rule == "critic")
+        for rule, options in RULES.items()
+    ]
+    found = asdict(take_reading(credit_map.make_subject(name, cache), rules, EXTENT, _told))
+    del found["examples"]
+    found["extent"]["tier"] = str(EXTENT.tier)
+    return {"variant": name, "options": RULES, **found, "seconds": time.monotonic() - began}
 
 
 def _told(what: str, done: int, total: int) -> None:
@@ -92,15 +84,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("--variants", help="names with commas between; default: A to H")
+    parser.add_argument("--budget", type=float, default=60.0, help="minutes after which no variant is begun")
     parser.add_argument("--cache", type=Path, default=Path("runs/decoders"), help="where pretrained decoders lie")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     names = asked.variants.split(",") if asked.variants else list(VARIANTS)
     if asked.what == "run":
-        run(names, asked.cache)
+        torch.set_num_threads(1)
+        parts = {name: partial(read, name, asked.cache) for name in names}
+        make_parts(CELLS, parts, budget=60 * asked.budget, fits=lambda found: found["options"] == RULES)
         return 0
-    places = [CELLS / f"{name}.json" for name in names]
-    documents = [json.loads(place.read_text(encoding="utf-8")) for place in places if place.is_file()]
+    documents = [found for _, found in read_parts(CELLS, names)]
     if asked.json:
         print(json.dumps(documents, indent=1))
     else:

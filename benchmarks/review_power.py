@@ -377,6 +377,7 @@ def main() -> None:
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("parts", nargs="*", metavar="PART", help="all, where none is named")
     parser.add_argument("--quick", action="store_true", help="minutes: shows that it runs, and leaves no cell")
+    parser.add_argument("--budget", type=float, default=60.0, help="minutes after which no part is begun")
     parser.add_argument("--cache", type=Path, help="where the pretrained decoder is kept")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(parts):
@@ -388,7 +389,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as spare:
         folder = Path(spare) if options.quick else CELLS / "review-power"
         if options.what == "run":
-            make_parts(folder, asked)
+            make_parts(folder, asked, budget=60 * options.budget)
         for name, found in read_parts(folder, asked):
             print("\n".join([name, *shown(found)]))
 

@@ -376,6 +376,7 @@ def main() -> None:
     parser.add_argument("--alarms", type=int, default=400, help="right steps for the false alarms of the leak check")
     parser.add_argument("--updates", type=int, default=1800, help="of the careless decoder")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--budget", type=float, default=60.0, help="minutes after which no part is begun")
     parser.add_argument("--cache", type=Path, default=None, help="folder for the trained decoder")
     asked = parser.parse_args()
     if unknown := set(asked.tasks) - set(benches):
@@ -387,7 +388,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as spare:
         folder = Path(spare) if asked.quick else CELLS / "review-theatre"
         if asked.what == "run":
-            make_parts(folder, parts)
+            make_parts(folder, parts, budget=60 * asked.budget)
         for name, found in read_parts(folder, parts):
             print("\n".join([name, *shown(found)]))
 

@@ -164,6 +164,11 @@ def test_a_part_is_made_once_and_read_back(
     cells.make_parts(tmp_path / "parts", parts)
     assert made == ["one", "three"]
     assert capsys.readouterr().out.splitlines() == ["one", "one is done", "three"]
+    # One that does not fit is made anew; none is begun when the budget is spent.
+    cells.make_parts(tmp_path / "parts", parts, fits=lambda found: found["length"] > 3)
+    cells.make_parts(tmp_path / "parts", {**parts, "seven": partial(part, "seven")}, budget=-1.0)
+    assert made == ["one", "three", "one"]
+    assert capsys.readouterr().out.splitlines()[-1] == "seven waits: the budget is spent"
     found = dict(cells.read_parts(tmp_path / "parts", parts))
     assert {name: each["length"] for name, each in found.items()} == {"one": 3, "three": 5}
     assert set(found["one"]) == {"date", "versions", "length"}
