@@ -21,6 +21,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -176,6 +177,22 @@ def read_parts(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, dict[s
         place = folder / f"{name}.json"
         if place.exists():
             yield name, json.loads(place.read_text(encoding="utf-8"))
+
+
+def run_or_show(
+    what: str, folder: Path, parts: Mapping[str, Callable[[], Mapping[str, Any]]],
+    shown: Callable[[Mapping[str, Any]], Iterable[str]], *, quick: bool, **options: Any,
+) -> None:  # fmt: skip
+    """`run` makes the parts that are missing, all of them with `quick`, which leaves no cell; both print what is there.
+
+    `options` are those of `make_parts`.
+    """
+    with tempfile.TemporaryDirectory() as spare:
+        place = Path(spare) if quick else folder
+        if what == "run":
+            make_parts(place, parts, **options)
+        for name, found in read_parts(place, parts):
+            print("\n".join([name, *shown(found)]), flush=True)
 
 
 def stage_result(reader: RunReader, recipe: Recipe, name: str) -> dict[str, Any]:

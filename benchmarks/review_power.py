@@ -11,7 +11,6 @@ docs/review/localise.md has the numbers.
 """
 
 import argparse
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cells import CELLS, make_parts, read_parts
+from cells import CELLS, run_or_show
 
 import forkpoint
 from forkpoint.config.recipe import TextStage
@@ -358,6 +357,8 @@ def shown(found: Mapping[str, Any]) -> Iterator[str]:
     for each in found["shares"]:
         yield "  {}: {} of {} ({:.3f} to {:.3f})".format(each["name"], each["hits"], each["of"], *bounds(each))
     for each in found["costs"]:
+        if not each or not each["ends"]:
+            continue
         spent, one, ends = each["tokens"], each["one"], each["ends"]
         yield (
             f"  {each['name']}: {spent / each['rollouts']:.0f} tokens a rollout, {ends:.1f} continuations at the ends "
@@ -386,12 +387,7 @@ def main() -> None:
     options.failures, options.successes, options.sound, options.continuations = sizes
     torch.set_num_threads(1)
     asked = {name: partial(parts[name], options) for name in options.parts or parts}
-    with tempfile.TemporaryDirectory() as spare:
-        folder = Path(spare) if options.quick else CELLS / "review-power"
-        if options.what == "run":
-            make_parts(folder, asked, budget=60 * options.budget)
-        for name, found in read_parts(folder, asked):
-            print("\n".join([name, *shown(found)]))
+    run_or_show(options.what, CELLS / "review-power", asked, shown, quick=options.quick, budget=60 * options.budget)
 
 
 if __name__ == "__main__":

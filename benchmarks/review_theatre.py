@@ -13,7 +13,6 @@ step check.  Each task leaves one JSON in cells/review-theatre; one that is ther
 
 import argparse
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cells import CELLS, make_parts, read_parts
+from cells import CELLS, run_or_show
 
 from forkpoint.assembly import package_model
 from forkpoint.meter.pretraining import Pretraining, pretrained
@@ -334,8 +333,13 @@ def measured(make: Callable[[argparse.Namespace], Bench], asked: argparse.Namesp
     return {
         "gate": line, "rollouts": len(failed), "rows": rows,
         "alarms": alarms(bench, probe, sound(bench, probe), asked.alarms),
-        "cost": dict(probe.cost), "seed": asked.seed, "seconds": round(time.monotonic() - begun),
+        "cost": dict(probe.cost), "options": options_of(asked), "seconds": round(time.monotonic() - begun),
     }  # fmt: skip
+
+
+def options_of(asked: argparse.Namespace) -> dict[str, int]:
+    """What a cell was made with; with others it is made anew."""
+    return {name: getattr(asked, name) for name in ("seed", "rollouts", "alarms", "updates")}
 
 
 def sound(bench: Bench, probe: LocalProbe) -> list[Group]:
@@ -385,12 +389,10 @@ def main() -> None:
         asked.rollouts, asked.alarms = 12, 40
     torch.set_num_threads(1)
     parts = {name: partial(measured, benches[name], asked) for name in asked.tasks or benches}
-    with tempfile.TemporaryDirectory() as spare:
-        folder = Path(spare) if asked.quick else CELLS / "review-theatre"
-        if asked.what == "run":
-            make_parts(folder, parts, budget=60 * asked.budget)
-        for name, found in read_parts(folder, parts):
-            print("\n".join([name, *shown(found)]))
+    run_or_show(
+        asked.what, CELLS / "review-theatre", parts, shown, quick=asked.quick, budget=60 * asked.budget,
+        fits=lambda found: found["options"] == options_of(asked),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

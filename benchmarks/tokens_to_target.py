@@ -37,7 +37,8 @@ def chain_curve(stages: Mapping[str, Mapping[str, Any]], end: str) -> Iterator[t
         tokens, updates = stage["sampled_tokens"], stage["updates"]
         gradual = stage["kind"] == "rl"
         for update, right, problems in stage["curve"]:
-            if tokens or spent or stage["stage"] == end:
+            # Before its first update a stage has the weights that the one before it ended with.
+            if (tokens or spent or stage["stage"] == end) and (update or not spent):
                 yield spent + (tokens * update / updates if gradual and updates else tokens), right / problems
         ended = bool(stage["curve"]) and stage["curve"][-1][0] == updates
         if not ended and stage["problems"] and (tokens or spent or stage["stage"] == end):

@@ -160,7 +160,9 @@ def test_the_audit_tells_edits_that_matter_from_random_ones():
     # All of the 150 tokens; Wilson's lower end of 150 of 150.
     assert (second.value, second.severity) == (1, Severity.INFO)
     assert second.interval == (pytest.approx(0.9750, abs=1e-4), 1)
-    assert "100% of them were the base's second choice; the mean rank is 2.00" in second.claim
+    assert second.claim == (
+        "Of the tokens that differ 100% are the base's second choice; their mean rank under it is 2.00."
+    )
     assert ratio.value == pytest.approx(3, rel=1e-6)
     assert check.value == 1
     assert check.severity is Severity.INFO

@@ -5,13 +5,15 @@ import re
 import shutil
 import sys
 
+import numpy as np
 import pytest
 from tiny_runs import finished, tiny_recipe
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from forkpoint.cli import main as command
 from forkpoint.cli import review_run
-from forkpoint.records import EditKind
-from forkpoint.review.postmortem import make_edit
+from forkpoint.records import EditKind, Group, Outcome, Problem, Rollout, StopReason, Verdict
+from forkpoint.review.postmortem import Review, make_edit
 from forkpoint.store import RunReader, RunWriter
 from forkpoint.tasks.demonstrations import read_demonstrations
 
@@ -236,7 +238,7 @@ def test_an_interrupted_verification_keeps_what_it_decided(call, run, monkeypatc
     monkeypatch.setattr(review_run, "verified", twice)
     code, _, err = call("verify", run, "--continuations", 16)
     assert code == 130
-    assert "stopped; 4 fixes are decided and kept, the same command goes on" in err
+    assert err.endswith("stopped; 4 fixes are decided and kept, the same command goes on\ninterrupted\n")
     with RunReader(run) as reader:
         assert sum(stored.verification is not None for stored in reader.edits()) == 4
 
@@ -248,6 +250,9 @@ def test_an_interrupted_verification_keeps_what_it_decided(call, run, monkeypatc
         (("propose", "RUN", "--sources", "oracle"), "--sources = 'oracle' is not known"),
         (("propose", "RUN", "--chat", "localhost"), "--chat = 'localhost' must be URL#MODEL"),
         (("propose", "RUN", "--chat", "ftp://a#m"), "must begin with http"),
+        (("propose", "RUN", "--knowledge", "weather"), "--knowledge = 'weather' is not known"),
+        (("propose", "RUN", "--knowledge", ","), "--knowledge is empty: name some of answer, sibling, feedback"),
+        (("propose", "RUN", "--knowledge", "feedback"), "needs prompts that can hold any text; those of paths cannot"),
         (("show", "RUN", "zz"), "'zz' names no review or edit"),
         (("export", "RUN", "/dev/null"), "is no regular file"),
         (("accept", "RUN", ""), "'' names no review or edit"),
@@ -271,3 +276,38 @@ def test_a_policy_that_is_gone_is_told(call, run):
         2,
         f"error: stage 'rl' of {run} has no checkpoint: it is not trained yet, or its files are gone.\n",
     )
+
+
+def test_an_export_reads_tokens_as_the_policy_does(call, tmp_path):
+    """Characters of several tokens stay whole, and an environment's reply is prompt, not text to imitate."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: place for place, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    text = "x ≤ 2√3; no"
+    tokens, start = tokenizer.encode(text).ids, len(tokenizer.encode("x ≤ 2√3;").ids)
+    mask = np.arange(len(tokens)) >= 2
+    rollout = Rollout(
+        id="r", group_id="g", stage="rl", update=0, index=0, problem_key="k", prompt_tokens=np.array([1], np.int32),
+        tokens=np.array(tokens, np.int32), behavior_logprobs=np.zeros(len(tokens), np.float32), loss_mask=mask,
+        temperature=1.0, text=text, stop_reason=StopReason.EOS, seed="0",
+    )  # fmt: skip
+    edits = [make_edit("r", EditKind.FIX, place, len(tokens), " so", "solver") for place in (start, start - 3)]
+    problem = Problem(task="t", key="k", prompt="q?", answer="1")
+    verdict = Verdict(outcome=Outcome.WRONG, correct=False)
+    run = tmp_path / "run"
+    with RunWriter.create(run, name="demo", identity={}) as writer:
+        writer.begin_stage("rl", kind="rl")
+        group = Group(problem=problem, rollouts=(rollout,), verdicts=(verdict,))
+        writer.record_rollouts([group], stage="rl", update=0, purpose="train")
+        review = Review(rollout_id="r", correct=False, cuts=(0,), values=(), hinge=None, first_error=None)
+        writer.record_reviews([review], edits)
+        writer.decide(edits[0].id, "accepted")
+    assert "has no checkpoint: without its tokenizer" in call("export", run, tmp_path / "out.jsonl")[2]
+    (run / "stages" / "rl" / "step-000001").mkdir(parents=True)
+    tokenizer.save(str(run / "stages" / "rl" / "step-000001" / "tokenizer.json"))
+    assert call("export", run, tmp_path / "out.jsonl")[0] == 0
+    (made,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert (made["prompt"], made["completion"], made["ends"]) == ("q?x ", "≤ 2√3; so", False)
+    with RunWriter.open(run) as writer:
+        writer.decide(edits[1].id, "accepted")
+    assert "begins within a character" in call("export", run, tmp_path / "out.jsonl")[2]

@@ -5,7 +5,7 @@ import pytest
 
 from forkpoint.records import EditKind, Group, Outcome, Problem, Rollout, StopReason, Verdict
 from forkpoint.report import render_report
-from forkpoint.report.postmortems import MAX_POSTMORTEMS, postmortems
+from forkpoint.report.postmortems import MAX_POSTMORTEMS, MAX_TOKENS, postmortems
 from forkpoint.review.postmortem import Claim, Estimate, Review, Span, Verification, Waste, make_edit
 from forkpoint.store import RunReader, RunWriter
 
@@ -124,6 +124,16 @@ def test_a_success_is_told_without_its_waste(tmp_path, kind, text, pieces, retol
     assert views["r1"].story == ()
     assert page.count(retold) == 1
     assert "<g<" not in page
+
+
+def test_a_long_story_says_how_much_it_leaves_out(tmp_path):
+    spans = tuple(Span(start=start, end=start + 1, why=Waste.DEAD_END) for start in (0, MAX_TOKENS + 5))
+    edits = [make_edit("r0", EditKind.SUMMARISE, span.start, span.end, "g", "review") for span in spans]
+    success = review(0, correct=True, hinge=None, first_error=None, values=(), wasted=spans)
+    with stored(tmp_path / "run", [success], edits, text="ab" * MAX_TOKENS) as reader:
+        told = postmortems(reader, TEXTS)[0][0]
+    assert [(len(piece.text), piece.shade) for piece in told.story] == [(1, "new"), (MAX_TOKENS - 1, "")]
+    assert told.story_hidden == MAX_TOKENS
 
 
 def test_verified_fixes_come_first_and_the_rest_is_counted(tmp_path):

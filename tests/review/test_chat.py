@@ -8,7 +8,7 @@ from chat_server import completion, replying, serving
 
 from forkpoint.errors import ForkpointError
 from forkpoint.records import Problem
-from forkpoint.review.chat import ChatSettings, chat_proposer, unfenced
+from forkpoint.review.chat import ChatSettings, chat_models, chat_proposer, unfenced
 from forkpoint.review.repair import ProposalError
 
 PROBLEM = Problem(task="arithmetic", key="0", prompt="3+4*2=?\n", answer="1414")
@@ -171,8 +171,28 @@ def test_nobody_is_there():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"url": "localhost:8000"}, {"url": "file:///etc/passwd"}, {"url": "http://"}, {"timeout": 0}, {"max_bytes": 0}],
+    [
+        *({"url": url} for url in ("localhost:8000", "file:///etc/passwd", "http://", "http://[::1/v1", "http://:80")),
+        *({"url": url} for url in ("http://h:abc/v1", "http://h:99999", "http://u:p@h/v1", "http://h/v1?key=1")),
+        {"timeout": 0},
+        {"max_bytes": 0},
+    ],
 )
 def test_settings_that_cannot_work(changes):
     with pytest.raises(ForkpointError, match="chat: "):
         chat_proposer(ChatSettings(**({"url": "http://h/v1", "model": "m"} | changes)))
+
+
+@pytest.mark.parametrize("text", ["localhost", "http://h/v1", "#m", "http://h/v1#", "http://h/v1#policy", "ftp://h#m"])
+def test_a_name_of_a_model_that_is_none(text):
+    with pytest.raises(ForkpointError, match=r"--chat = '|chat: url = '"):
+        chat_models(text, where="--chat")
+
+
+def test_the_key_of_the_environment_is_sent(monkeypatch):
+    monkeypatch.setenv("FORKPOINT_CHAT_KEY", "secret")
+    assert chat_models("", where="--chat") == {}
+    with serving(replying(completion("7;"))) as (url, seen):
+        ((name, proposer),) = chat_models(f"{url}#wise", where="--chat").items()
+        assert (name, proposer(PROBLEM, "", FEEDBACK)) == ("wise", "7;")
+    assert seen[0][1]["Authorization"] == "Bearer secret"

@@ -138,7 +138,7 @@ def test_a_siblings_solution_in_the_prompt():
     assert reasons(strange)[0][2].startswith("it cannot be told the feedback: outside the alphabet")
     silent = proposed(replace(blamed(), reason=""), sources=("policy",), knowledge=("feedback",))
     assert reasons(silent) == [("policy", "", "there is no feedback to tell it, or no way")]
-    with pytest.raises(ValueError, match="must be of answer, sibling, feedback"):
+    with pytest.raises(ValueError, match="must be one of answer, sibling, feedback"):
         proposed(sources=("policy",), knowledge=("weather",))
 
 

@@ -204,3 +204,13 @@ def test_the_checked_in_questions_are_what_the_script_writes(tmp_path, monkeypat
 )
 def test_the_kind_of_an_answer(answer, kind):
     assert guess_kind(answer) == kind
+
+
+def test_what_is_told_stands_after_the_question(made):
+    task = made(line(question="2+2?", answer="4"), suffix=" Be brief.")
+    problem = next(each for each in task.problems() if each.answer == "4" and each.prompt.startswith("2+2?"))
+    assert task.privileged_prompt(problem, " {hint} 4\n") == "2+2? Be brief.\n\nHint: {hint} 4"
+    other = made(line(question="2+2?", answer="4"), hint=" ({hint})")
+    assert other.privileged_prompt(problem, "no") == "2+2? Be brief. (no)"
+    with pytest.raises(ValueError, match="hint"):
+        Settings(path="x", hint="none")

@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from chat_server import completion, replying, serving
 from tiny_runs import (
     BASE,
     HEAD,
@@ -22,6 +21,7 @@ from tiny_runs import (
     status,
     tiny_recipe,
 )
+from walker_recipes import LEARN, PATHS, QUICK, REVIEW, WALKER, WALKER_HEAD, recipe_of
 
 from forkpoint.assembly import Assembly
 from forkpoint.assembly.checks import check_recipe
@@ -32,47 +32,6 @@ from forkpoint.review.lessons import make_lesson
 from forkpoint.store import RunReader, StoredLesson
 from forkpoint.training.imitation import demonstration_example
 from forkpoint.training.teaching import Taught
-
-WALKER_HEAD = """
-name = "tiny"
-[policy]
-kind = "hf"
-path = "package:backtrack"
-[task]
-name = "paths"
-[evaluation]
-problems = 2
-final_problems = 2
-max_new_tokens = 16
-"""
-"""Walks at random on stars of three branches of three, and solves about a third of them."""
-WALKER = '[[stage]]\nname = "base"\nkind = "pretrain"\nupdates = 0\n'
-PATHS = 'name = "paths"\nbranches = 2\ndepth = 1\nwalk_length = 6'
-QUICK = ("doctor.before=false", "doctor.every=0")
-LEARN = """
-[[stage]]
-name = "learn"
-kind = "sft"
-from = "base"
-data = "DATA"
-examples = 40
-updates = 3
-batch_size = 8
-warmup = 0
-checkpoint_every = 1
-"""
-REVIEW = '[stage.review]\nproblems = 24\ngroup_size = 4\nedit = "EDIT"\n'
-
-
-def recipe_of(data, *more, edit=None, head=WALKER_HEAD):
-    text = LEARN.replace("DATA", data) + "".join(more) + (REVIEW.replace("EDIT", edit) if edit else "")
-    return tiny_recipe(WALKER, text, overrides=QUICK, head=head)
-
-
-def fixing(more):
-    """Fixes of walks of eight moves, where a wrong branch costs the game."""
-    text = LEARN.replace("DATA", "edits:base") + REVIEW.replace("EDIT", "fix").replace("24", "12") + more
-    return tiny_recipe(WALKER, text, overrides=QUICK, head=WALKER_HEAD.replace("tokens = 16", "tokens = 8"))
 
 
 def pool_of(tmp_path, recipe, updates=12):
@@ -255,42 +214,6 @@ def test_lessons_are_read_too(tmp_path, monkeypatch):
         assert pool.lessons == (make_lesson("dialect", "@bcd!a").id,)
 
 
-def test_a_fix_is_imitated_only_when_a_rerollout_confirmed_it(tmp_path):
-    more = 'sources = ["solver"]\nmin_drop = 0.25\n'
-    recipe = fixing(more)
-    finished(tmp_path / "run", recipe)
-    with RunReader(tmp_path / "run") as reader:
-        edits = reader.edits()
-        rollouts = {stored.edit.rollout_id: reader.rollout(stored.edit.rollout_id) for stored in edits}
-        (line,) = {event.message for event in reader.events("learn") if event.kind == "review"}
-    accepted = [stored for stored in edits if stored.accepted]
-    assert accepted
-    assert all(stored.verification is not None for stored in edits)
-    assert f"{len(accepted)} of {len(edits)} fixes accepted, {len(accepted)} texts" in line
-    for stored in accepted:
-        # What was right before the fix ends correct more often than what the policy would write itself.
-        fixed, resampled = stored.verification.fixed, stored.verification.resampled
-        assert fixed[0] / fixed[1] > resampled[0] / resampled[1]
-        assert stored.edit.text not in ("", rollouts[stored.edit.rollout_id].text[stored.edit.start :])
-
-
-@pytest.mark.parametrize("reply", ["zz", "p"])
-def test_a_chat_model_proposes_in_a_stage(tmp_path, reply):
-    with serving(replying(completion(reply))) as (url, seen):
-        more = f'sources = []\nchat = "{url}#wise"\nmin_drop = 0.25\nsuccesses = 0.5\n'
-        recipe = fixing(more)
-        check_recipe(recipe, tmp_path, tmp_path / "run")
-        assert not seen
-        finished(tmp_path / "run", recipe)
-    assert {body["model"] for _, _, body in seen} == {"wise"}
-    with RunReader(tmp_path / "run") as reader:
-        edits = reader.edits()
-        (line,) = {event.message for event in reader.events("learn") if event.kind == "review"}
-    # `zz` is no edge, and the walker reads `p`, which is one here and there.
-    assert {stored.edit.source for stored in edits} == ({"wise"} if reply == "p" else set())
-    assert "the model cannot use hints" not in line
-
-
 def test_successes_of_the_review_lie_beside_its_texts(tmp_path):
     recipe = recipe_of("edits:base", edit="relabel")
     stage = recipe.get_stage("learn")
@@ -324,6 +247,7 @@ def test_successes_of_the_review_lie_beside_its_texts(tmp_path):
     [
         ('data = "edits:base"\n[stage.review]\nsources = []', r"nobody proposes a fix"),
         ('data = "edits:base"\n[stage.review]\nchat = "localhost#qwen"', r"chat"),
+        ('data = "edits:base"\n[stage.review]\nedit = "prune"\nchat = "http://h#m"', r"chat and knowledge go with"),
         ('data = "golden"\n[stage.lessons]\ntrials = 4', r"lessons goes with data = 'lessons:STAGE'"),
         ('data = "edits:none"', r"the earlier stage data = 'none' is not known"),
         ('data = "golden"\n[stage.review]\nproblems = 4', r"review goes with data = 'edits:STAGE'"),

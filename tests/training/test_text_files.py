@@ -7,6 +7,7 @@ from tiny_runs import BASE, After, differences, fingerprint, finished, make_run,
 
 from forkpoint.assembly import Assembly
 from forkpoint.assembly.checks import check_recipe
+from forkpoint.assembly.examination import examine_run
 from forkpoint.assembly.pools import TextSource, text_draw
 from forkpoint.cli.worker import work
 from forkpoint.errors import ModelError, RecipeError, TaskError
@@ -51,7 +52,12 @@ def test_a_stage_imitates_a_file_beside_its_recipe(tmp_path):
     made = make_run(tmp_path / "run", recipe)
     made = Assembly(recipe=recipe, origin=tmp_path, run=made.run)
     assert work(made, After(4)) == 0
+    # What the run began with it goes on with, whatever became of the file; a run elsewhere has its copy.
+    first = (tmp_path / "texts.jsonl").read_text()
+    written(tmp_path, {"prompt": "s", "completion": "b"})
     resume(made)
+    assert [each.stage for each in examine_run(recipe, made.run)] == ["base", "learn"]
+    (tmp_path / "texts.jsonl").write_text(first)
     seen = texts_of(tmp_path, made, 3)
     # Each once before any comes again; the end is imitated where the text ends.
     assert sorted(seen[:3]) == [
@@ -79,8 +85,12 @@ def test_a_file_has_an_order(tmp_path):
 @pytest.mark.parametrize(
     ("line", "error", "message"),
     [
-        ({"prompt": "s", "completion": "ab" * 500}, ModelError, r"texts\.jsonl:1\) does not fit the model's context"),
-        ({"prompt": "s", "completion": "Ω"}, ModelError, r"the character 'Ω' .* is outside the model's alphabet"),
+        ({"prompt": "s", "completion": "ab" * 500}, ModelError, r"texts\.jsonl:1: a text of 100. tokens does not fit"),
+        (
+            {"prompt": "s", "completion": "Ω"},
+            ModelError,
+            r"texts\.jsonl:1: the character 'Ω' .* is outside the model's",
+        ),
         ({"prompt": "s"}, TaskError, r"texts\.jsonl:1: completion is missing"),
     ],
 )

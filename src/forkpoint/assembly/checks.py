@@ -203,7 +203,7 @@ def _check_texts(where: str, stage: TextStage, task: Task, policy: "Policy", key
     for place, data in named.items():
         path = text_file(data)
         if path is not None:
-            _check_fit(place, read_demonstrations(origin / path), policy)
+            _check_fit(place, read_demonstrations(origin / path, name=path), policy)
         elif data_source(data)[1] is None:
             _check_corpus(place, data, task, policy, key)
 
@@ -247,9 +247,12 @@ def _check_fit(where: str, texts: Sequence[Demonstration], policy: "Policy") -> 
     from forkpoint.training.imitation import demonstration_example
 
     for text in texts:
-        length = len(demonstration_example(policy.texts, text).tokens)
+        try:
+            length = len(demonstration_example(policy.texts, text).tokens)
+        except ModelError as error:
+            raise ModelError(f"{where}: {text.provenance}: {error}") from None
         if length > policy.context_length:
             raise ModelError(
-                f"{where}: a text of {length} tokens ({text.provenance}) does not fit the model's context of "
+                f"{where}: {text.provenance}: a text of {length} tokens does not fit the model's context of "
                 f"{policy.context_length}."
             )

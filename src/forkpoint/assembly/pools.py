@@ -1,4 +1,4 @@
-"""The texts of a stage: a corpus, or what a stage's final policy writes on training problems, reviewed or not."""
+"""The texts of a stage: a corpus, a file, or what a final policy writes on training problems, reviewed or not."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from forkpoint.config.review import LessonSettings, ReviewSettings
 from forkpoint.errors import RecipeError, StoreError
 from forkpoint.records import Lesson, TextExample
 from forkpoint.seeds import Key, content_hash
-from forkpoint.tasks.demonstrations import read_demonstrations
+from forkpoint.tasks.demonstrations import kept_file, read_demonstrations
 from forkpoint.tasks.protocol import Task, split_problems
 
 if TYPE_CHECKING:
@@ -62,8 +62,10 @@ def _draw(source: TextSource, data: str, key: Key, *, count: int) -> "tuple[Draw
 
     path = text_file(data)
     if path is not None:
-        told = read_demonstrations(source.assembly.origin / path)
-        return _pool_draw(source, [demonstration_example(source.texts, each) for each in told], key, count=count), 0
+        assembly = source.assembly
+        place = kept_file(assembly.run, assembly.origin, path, keep=source.writer is not None)
+        told = [demonstration_example(source.texts, each) for each in read_demonstrations(place, name=path)]
+        return _pool_draw(source, told, key, count=count), 0
     if data_source(data)[1] is None:
         return corpus_draw(source.task, source.texts, data, key, count=count), 0
     pool, others, spent = _pool(source, data, key.child("teacher"))

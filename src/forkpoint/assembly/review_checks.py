@@ -5,6 +5,8 @@ from forkpoint.config.review import ReviewSettings
 from forkpoint.errors import RecipeError
 from forkpoint.probe import Markable, Privileged, Relabelable, Solver, Stateful
 from forkpoint.records import Problem
+from forkpoint.review.chat import chat_models
+from forkpoint.review.repair import shows_any_text
 from forkpoint.tasks.protocol import Task
 
 
@@ -33,6 +35,12 @@ def check_review(where: str, stage: TextStage, task: Task, problem: Problem, *, 
         raise RecipeError(
             f"{where}: review.edit = '{settings.edit}' needs {lacks}, which the task {task.name} lacks; it can do "
             f"{', '.join([*able, f'fix with the sources {known}'])}."
+        )
+    chat_models(settings.chat, where=f"{where}: review.chat")
+    told = settings.edit == "fix" and "policy" in settings.sources and "feedback" in settings.knowledge
+    if told and not shows_any_text(task, problem):
+        raise RecipeError(
+            f"{where}: review.knowledge = 'feedback' needs prompts that can hold any text; those of {task.name} cannot."
         )
     if settings.edit == "summarise" and isinstance(task, Markable):
         task.dead_end_mark(problem, "", task.solve(problem))

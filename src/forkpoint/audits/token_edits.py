@@ -218,7 +218,10 @@ def _told(found: Edits, evidence: Sequence[str]) -> list[Finding]:
         told.append(graded(NAME, claim, found.shifted.value, of_few(found.shifted, found.differing), SHIFTED))
     told = [each if each.severity is Severity.INFO else replace(each, evidence=tuple(evidence)) for each in told]
     if found.second is not None and found.rank is not None:
-        claim = f"{found.second.value:.0%} of them were the base's second choice; the mean rank is {found.rank:.2f}."
+        claim = (
+            f"Of the tokens that differ {found.second.value:.0%} are the base's second choice; their mean rank under "
+            f"it is {found.rank:.2f}."
+        )
         told.append(_noted(claim, found.second.value, of_few(found.second, found.differing)))
     if found.entropy_ratio is not None:
         claim = (

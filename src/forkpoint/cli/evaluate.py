@@ -151,7 +151,7 @@ def find_model(model: str) -> Path:
 
 
 def stage_checkpoint(run: Path, stage: str) -> Path:
-    """The last checkpoint of a stage of a run that is whole.  Raises StoreError when there is none."""
+    """The last checkpoint of a stage of a run that is whole.  Raises ForkpointError when there is none."""
     from forkpoint.assembly.subject import last_checkpoint
     from forkpoint.store import RunReader
 

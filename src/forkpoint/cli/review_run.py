@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from forkpoint.assembly.reviewer import REVIEW, Reviewer, stage_reviewer
@@ -14,7 +14,7 @@ from forkpoint.review.conduct import GATE_PROBLEMS, Conduct, failures, held, loo
 from forkpoint.review.gate import HintGate, hint_gate
 from forkpoint.review.hinge_search import Localisation
 from forkpoint.review.postmortem import Verification
-from forkpoint.review.repair import KNOWLEDGE, POLICY, SIBLING, SOLVER, Proposer
+from forkpoint.review.repair import KNOWLEDGE, POLICY, SIBLING, SOLVER, Dropped, Proposer, dropped_lines, shows_any_text
 from forkpoint.review.verify import SHORT, Trials
 from forkpoint.store import RunReader, RunWriter
 
@@ -64,14 +64,15 @@ class _Done:
     tokens: int = 0
     over: bool = False
     """Whether the budget is spent."""
+    dropped: list[Dropped] = field(default_factory=list)
 
 
 def propose_run(run: Path, asked: Asked, *, as_json: bool) -> int:
     """Reviews rollouts, some groups at a time, and stores what was found."""
     sources = () if asked.successes else _names("--sources", asked.sources, (POLICY, SIBLING, SOLVER))
-    knowledge = _names("--knowledge", asked.knowledge, KNOWLEDGE)
     ask = {} if asked.successes else chat_models(asked.chat, where="--chat")
     reviewer = stage_reviewer(run, asked.stage or usual_stage(run))
+    knowledge = _knowledge(asked.knowledge, reviewer, told=POLICY in sources)
     with RunReader(run) as reader:
         known = {review.rollout_id for review in reader.reviews()}
     tell(f"{reviewer.stage}: weights of update {reviewer.update}; at most {asked.budget} tokens of continuations")
@@ -92,6 +93,8 @@ def propose_run(run: Path, asked: Asked, *, as_json: bool) -> int:
     except KeyboardInterrupt:
         tell(f"stopped; {done.rollouts} rollouts are reviewed and kept, the same command goes on")
         raise
+    for line in dropped_lines(done.dropped):
+        tell(line)
     summary = {"stage": reviewer.stage, "reviewed": done.rollouts, "hinges": done.hinges, "proposals": done.proposals}
     if as_json:
         print_json({**summary, "tokens": done.tokens, "gate": None if gate is None else gate.line})
@@ -134,6 +137,7 @@ def _review(call: _Call, writer: RunWriter, groups: Sequence[Group], chosen: Seq
     done.rollouts += len(reviews)
     done.hinges += sum(review.hinge is not None for review in found.reviews)
     done.proposals += len(found.edits)
+    done.dropped += found.dropped
     for drop in found.dropped:
         if drop.source in call.ask:
             tell(f"{drop.source}: dropped, {drop.reason}")
@@ -273,6 +277,18 @@ def usual_stage(run: Path) -> str:
         raise RecipeError(f"{run} has no stage that has made an update.")
     of_rl = [stage.name for stage in stages if stage.kind == "rl"]
     return of_rl[-1] if of_rl else stages[-1].name
+
+
+def _knowledge(text: str, reviewer: Reviewer, *, told: bool) -> tuple[str, ...]:
+    """What the policy is told; raises RecipeError for nothing, and for what the task's prompts cannot hold."""
+    names = _names("--knowledge", text, KNOWLEDGE)
+    if not names:
+        raise RecipeError(f"--knowledge is empty: name some of {', '.join(KNOWLEDGE)}.")
+    if told and "feedback" in names and not shows_any_text(reviewer.task, reviewer.some_problem()):
+        raise RecipeError(
+            f"--knowledge feedback needs prompts that can hold any text; those of {reviewer.task.name} cannot."
+        )
+    return names
 
 
 def _names(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:

@@ -2,17 +2,19 @@
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from forkpoint.cli.output import print_json, print_table, visible
 from forkpoint.errors import RecipeError
 from forkpoint.files import write_text_atomic
 from forkpoint.records import EditKind, Rollout
 from forkpoint.report.postmortems import signed, token_words
-from forkpoint.report.text import prompt_text, token_texts
+from forkpoint.report.text import prompt_text, token_texts, tokenizers
 from forkpoint.review.postmortem import Claim, Review, Verification
 from forkpoint.store import Decision, RunReader, RunWriter, StoredEdit
 
@@ -160,22 +162,51 @@ def decide(run: Path, name: str, decision: Decision) -> int:
     return 0
 
 
+def _since(rollout: Rollout, start: int, *, prefix: bool) -> int:
+    """Tokens of a rollout that belong to the prompt of an exported fix: all before it, or up to the last reply."""
+    replies = np.flatnonzero(~rollout.loss_mask[:start])
+    return start if not prefix else int(replies[-1]) + 1 if len(replies) else 0
+
+
+def _decoder(run: Path) -> Callable[[list[int]], str]:
+    """Tokens to text as the policy reads them: joined pieces would break characters of several tokens."""
+    from tokenizers import Tokenizer
+
+    found = tokenizers(run)
+    if not found:
+        raise RecipeError(f"{run} has no checkpoint: without its tokenizer nothing can be exported.")
+    tokenizer = Tokenizer.from_file(str(found[0]))
+    return lambda tokens: str(tokenizer.decode(tokens, skip_special_tokens=False)) if tokens else ""
+
+
+def _begins(rollout: Rollout, before: str) -> str:
+    """The text of a beginning of a rollout; raises RecipeError where the rollout's own text does not begin so."""
+    if not rollout.text.startswith(before):
+        raise RecipeError(
+            f"rollout {rollout.id}: its text does not begin with what its tokens say: the step begins within a "
+            "character, or the tokenizer is another."
+        )
+    return before
+
+
 def export_edits(run: Path, out: Path, *, prefix: bool, as_json: bool) -> int:
     """Writes the accepted fixes as JSONL."""
     lines = []
     with RunReader(run) as reader:
-        texts = token_texts(run)
+        decode = _decoder(run)
         for stored in reader.edits():
             edit = stored.edit
             if not stored.accepted or edit.kind is not EditKind.FIX:
                 continue
             rollout = reader.rollout(edit.rollout_id)
-            prompt = reader.problem(rollout.problem_key).prompt
-            before = "".join(token_words(rollout, texts)[: edit.start])
-            if not prefix:
-                if not isinstance(prompt, str):
-                    raise RecipeError("--no-prefix needs prompts that are texts; those of this run are messages.")
-                prompt, before = prompt + before, ""
+            prompt, since = reader.problem(rollout.problem_key).prompt, _since(rollout, edit.start, prefix=prefix)
+            if since and not isinstance(prompt, str):
+                raise RecipeError(
+                    "the prompts of this run are messages, which a part of a rollout cannot be added to: export with "
+                    "the prefix, and only rollouts without replies of an environment."
+                )
+            told, before = (_begins(rollout, decode(rollout.tokens[:end].tolist())) for end in (since, edit.start))
+            prompt, before = prompt + told if isinstance(prompt, str) else prompt, before[len(told) :]
             line = {
                 "prompt": prompt, "completion": before + edit.text, "ends": False,
                 "edit": edit.id, "rollout": edit.rollout_id, "source": edit.source, "state": state(stored),

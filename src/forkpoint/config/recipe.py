@@ -167,8 +167,8 @@ class TextStage(StageBase):
     examples: Annotated[int, Field(ge=1, le=10_000_000)] = 4096
     """How many rollouts `rollouts:STAGE`, `samples:STAGE` and `lessons:STAGE` draw."""
     order: Literal["shuffled", "fixed", "descending_perplexity", "ascending_perplexity"] = "shuffled"
-    """Of rollouts, since a corpus has no end.  `fixed`: one random order in every pass; `descending_perplexity`: what
-    surprises the policy that the stage starts from most comes first, in every pass; `ascending_perplexity`: last.
+    """Of rollouts or a file, since a corpus has no end.  `fixed`: one random order in every pass;
+    `descending_perplexity`: what surprises the starting policy most comes first, in every pass; `ascending_...`: last.
     What lies beside them, by `mix` or `review.successes`, comes shuffled."""
     review: ReviewSettings | None = None
     """How `edits:STAGE` reviews; without it the usual way."""
@@ -180,11 +180,11 @@ class TextStage(StageBase):
     @model_validator(mode="after")
     def _data_given(self) -> "TextStage":
         if self.updates and not self.data:
-            raise ValueError("data is missing: name a corpus of the task or `rollouts:STAGE`")
+            raise ValueError("data is missing: name a corpus of the task, `file:PATH` or `rollouts:STAGE`")
         kind, source = data_source(self.data)
         if self.order != "shuffled" and source is None and text_file(self.data) is None:
             raise ValueError(
-                f"order = '{self.order}' needs data = 'rollouts:STAGE': the corpus '{self.data}' has no end"
+                f"order = '{self.order}' needs 'rollouts:STAGE' or 'file:PATH': the corpus '{self.data}' has no end"
             )
         if self.review is not None and kind != "edits":
             raise ValueError(f"review goes with data = 'edits:STAGE', not '{self.data}'")

@@ -44,7 +44,10 @@ class ReviewSettings(Strict):
 
     @model_validator(mode="after")
     def _somebody_proposes(self) -> "ReviewSettings":
-        if not self.sources and not self.chat:
+        if self.edit != "fix":
+            if self.chat or self.knowledge != ("answer",):
+                raise ValueError(f"chat and knowledge go with edit = 'fix', not '{self.edit}'")
+        elif not self.sources and not self.chat:
             raise ValueError("sources is empty, and no chat model is named: nobody proposes a fix")
         return self
 

@@ -66,6 +66,8 @@ class PostmortemView:
     """Of a success what its edit leaves of it, or would leave; empty where nothing came to nothing."""
     retold: str
     """How the story came to be."""
+    story_hidden: int
+    """Tokens of the rollout that the story leaves out at its end."""
     fixes: tuple[FixView, ...]
     more: int
     """Proposals that are not shown."""
@@ -121,6 +123,7 @@ def _view(
         chart=_chart(review, len(rollout.tokens)),
         story=story,
         retold=retold,
+        story_hidden=max(0, len(words) - MAX_TOKENS) if story else 0,
         fixes=tuple(_fix(stored, words) for stored in fixes[:MAX_FIXES]),
         more=max(0, len(fixes) - MAX_FIXES),
         cost=f"{int(review.cost.get('sampled_tokens', 0))} tokens sampled to find it",
@@ -182,8 +185,12 @@ def _story(words: Sequence[str], review: Review, edits: Sequence[Edit]) -> tuple
     changes = {(edit.start, edit.end): edit.text for edit in told if edit.kind is told[0].kind}
     pieces, done = [], 0
     for (start, end), text in sorted((changes or {(span.start, span.end): "" for span in review.wasted}).items()):
-        pieces.append(Piece(text=_joined(words[done : min(start, MAX_TOKENS)]), shade="", title="as it was"))
-        pieces.append(Piece(text=_joined([text]), shade="new", title=f"stands for tokens {start} to {end - 1}"))
+        if start >= MAX_TOKENS:
+            break
+        pieces.append(Piece(text=_joined(words[done:start]), shade="", title="as it was"))
+        pieces.append(
+            Piece(text=shorten(_joined([text]), 400), shade="new", title=f"stands for tokens {start} to {end - 1}")
+        )
         done = end
     pieces.append(Piece(text=_joined(words[done:MAX_TOKENS]), shade="", title="as it was"))
     return tuple(piece for piece in pieces if piece.text), retold

@@ -66,12 +66,16 @@ def split_evenly(text: str, parts: int) -> list[str]:
 
 def token_texts(run: Path) -> dict[int, str]:
     """The text of each token id, from the tokenizer of the run's newest checkpoint; empty when there is none."""
-    found = sorted(run.glob("stages/*/step-*/tokenizer.json"), key=_newest)
-    for path in reversed(found):
+    for path in tokenizers(run):
         texts = read_tokenizer(path)
         if texts:
             return texts
     return {}
+
+
+def tokenizers(run: Path) -> list[Path]:
+    """The tokenizer files of a run's checkpoints, the newest first."""
+    return sorted(run.glob("stages/*/step-*/tokenizer.json"), key=_newest, reverse=True)
 
 
 def _newest(path: Path) -> tuple[int, str]:

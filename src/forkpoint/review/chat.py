@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from forkpoint.errors import ForkpointError
 from forkpoint.records import Problem
-from forkpoint.review.repair import ProposalError, Proposer
+from forkpoint.review.repair import POLICY, SIBLING, SOLVER, ProposalError, Proposer
 
 INSTRUCTIONS = (
     "You repair one step of a written solution. You get a problem, the solution as far as it is right, and what is "
@@ -57,7 +57,7 @@ def chat_models(text: str, *, where: str) -> dict[str, Proposer]:
     if not text:
         return {}
     url, _, model = text.partition("#")
-    if not url or not model:
+    if not url or not model or model in (POLICY, SIBLING, SOLVER):
         raise ForkpointError(f"{where} = '{text}' must be URL#MODEL, such as http://localhost:8000/v1#qwen.")
     return {model: chat_proposer(ChatSettings(url=url, model=model, api_key=os.environ.get(KEY, "")))}
 
@@ -68,9 +68,11 @@ def chat_proposer(settings: ChatSettings) -> Proposer:
     Raises:
         ForkpointError: an address that is none, or bounds that leave no time or no room.
     """
-    place = urlsplit(settings.url)
-    if place.scheme not in ("http", "https") or not place.hostname:
-        raise ForkpointError(f"chat: url = '{settings.url}' must begin with http:// or https:// and name a host.")
+    if not _is_address(settings.url):
+        raise ForkpointError(
+            f"chat: url = '{settings.url}' must begin with http:// or https:// and name a host, without user, password "
+            f"or query; a key is read from {KEY}."
+        )
     if settings.timeout <= 0 or settings.max_bytes < 1:
         raise ForkpointError(
             f"chat: timeout = {settings.timeout} and max_bytes = {settings.max_bytes} must be above 0."
@@ -80,6 +82,15 @@ def chat_proposer(settings: ChatSettings) -> Proposer:
         return _content(_post(settings, _question(settings, problem, prefix, feedback)))
 
     return propose
+
+
+def _is_address(url: str) -> bool:
+    try:
+        place = urlsplit(url)
+        named = bool(place.hostname) and place.port != 0
+    except ValueError:
+        return False
+    return named and place.scheme in ("http", "https") and not (place.query or place.fragment or place.username)
 
 
 def _question(settings: ChatSettings, problem: Problem, prefix: str, feedback: str) -> bytes:

@@ -3,6 +3,7 @@
 They are proposals: nobody believes them before `verify` has drawn rollouts from them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -68,6 +69,21 @@ class Proposals:
     """What the policy's own steps cost."""
 
 
+def dropped_lines(dropped: Sequence[Dropped]) -> list[str]:
+    """How many texts of each source were no proposals, and the commonest reason.
+
+    >>> dropped_lines([Dropped(source="sibling", text="", reason="it is empty")] * 2)
+    ['sibling: 2 texts dropped, such as: it is empty']
+    """
+    reasons: dict[str, Counter[str]] = {}
+    for each in dropped:
+        reasons.setdefault(each.source, Counter())[each.reason] += 1
+    return [
+        f"{source}: {found.total()} texts dropped, such as: {found.most_common(1)[0][0]}"
+        for source, found in reasons.items()
+    ]
+
+
 _Offer: TypeAlias = tuple[str, str, str]
 """Source, text, and why it is none; empty for a text."""
 
@@ -122,7 +138,7 @@ def _correct(group: Group) -> Iterator[Rollout]:
 def _from_policy(
     steps: Sequence[Blamed], probe: Probe, settings: Repair, key: Key, offers: list[list[_Offer]], costs: list[int]
 ) -> None:
-    """One step each from the policy with the answer, or a sibling's solution, in its prompt."""
+    """Some steps from the policy with each kind of knowledge in its prompt."""
     requests: list[SampleRequest] = []
     places: list[int] = []
     for place, step in enumerate(steps):
@@ -147,6 +163,17 @@ def _from_policy(
         offers[place].append((POLICY, probe.decode(rollout.tokens[step.start : end]), reason))
 
 
+def shows_any_text(task: object, problem: Problem) -> bool:
+    """Whether the task's prompts can hold knowledge in plain words, such as what a verifier says."""
+    if not isinstance(task, Privileged):
+        return False
+    try:
+        task.privileged_prompt(problem, "This answer is wrong.")
+    except ForkpointError:
+        return False
+    return True
+
+
 def _told(step: Blamed, probe: Probe, kind: str) -> Ints | None:
     """The prompt with knowledge in it; None where there is no such knowledge.
 
@@ -154,7 +181,7 @@ def _told(step: Blamed, probe: Probe, kind: str) -> Ints | None:
         ForkpointError: the task or the policy cannot read it.
     """
     if kind not in KNOWLEDGE:
-        raise ValueError(f"review: knowledge = '{kind}' must be of {', '.join(KNOWLEDGE)}.")
+        raise ValueError(f"review: knowledge = '{kind}' must be one of {', '.join(KNOWLEDGE)}.")
     if kind == "answer":
         known = step.problem.answer
     elif kind == "feedback":

@@ -56,6 +56,8 @@ class Settings(TaskSettings):
     """Largest absolute difference of equal numbers, also within tuples; without it they must be equal."""
     suffix: str = Field(default="", max_length=10_000)
     """Written after every question, such as an instruction to box the answer."""
+    hint: str = Field(default="\n\nHint: {hint}", max_length=10_000, pattern=r"\{hint\}")
+    """What stands after a question whose asker is told something, such as the answer or what the verifier said."""
     max_lines: int = Field(default=1_000_000, ge=1)
     """A longer file is refused."""
     max_characters: int = Field(default=100_000, ge=1)
@@ -128,7 +130,7 @@ def read_entries(settings: Settings) -> list[Entry]:
 
 
 def _entry(line: bytes, where: str, settings: Settings) -> Entry:
-    table = json_object(line, where, settings.max_characters)
+    table = json_object(line, where, settings.max_characters, f"max_characters = {settings.max_characters}")
     for name in table:
         if name not in FIELDS:
             raise TaskError(unknown_name(f"{where}: key", _shown(name), FIELDS))
@@ -142,10 +144,13 @@ def _entry(line: bytes, where: str, settings: Settings) -> Entry:
     return Entry(question=question, answer=answer, kind=kind, solution=solution, where=where)
 
 
-def json_object(line: bytes, where: str, longest: int) -> Mapping[str, Any]:
-    """The object of a line of at most `longest` characters; raises TaskError with its place for anything else."""
+def json_object(line: bytes, where: str, longest: int, bound: str = "") -> Mapping[str, Any]:
+    """The object of a line of about `longest` characters at most; raises TaskError with its place for anything else.
+
+    `bound` is what sets the length, in words.
+    """
     if len(line) > 4 * longest:
-        raise TaskError(f"{where}: the line is longer than max_characters = {longest}.")
+        raise TaskError(f"{where}: the line is longer than {bound or f'{longest} characters'}.")
     try:
         table = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
@@ -296,6 +301,10 @@ class Questions:
         exact: Any = kind
         tolerance = None if kind == "choice" else self.settings.tolerance
         return exact_verdict(answer, reference, kind=exact, tolerance=tolerance)
+
+    def privileged_prompt(self, problem: Problem, knowledge: str) -> str:
+        """The prompt with any text in it, as `hint` of the settings says."""
+        return f"{problem.prompt}{self.settings.hint.replace('{hint}', knowledge.strip())}"
 
     def solve(self, problem: Problem) -> str:
         """The worked solution of the file, or the boxed answer."""

@@ -13,6 +13,7 @@ from forkpoint.review.conduct import Conduct, failures, held, looks, verified
 from forkpoint.review.edit import fix_text, stories
 from forkpoint.review.hinge_search import Localisation
 from forkpoint.review.postmortem import Review, Verification
+from forkpoint.review.repair import Dropped, dropped_lines
 from forkpoint.review.verify import Trials
 from forkpoint.review.waste import wasted_spans
 from forkpoint.tasks.protocol import Demonstration, Task, split_problems
@@ -33,6 +34,8 @@ class Reviewed:
     """The correct rollouts as they are, where the settings ask for them."""
     tokens: int
     """Sampled, the rollouts' own included."""
+    dropped: tuple[Dropped, ...] = ()
+    """Texts that are no proposals."""
     gate: str = ""
     """What the hint gate said; empty where it was not asked."""
 
@@ -43,9 +46,10 @@ class Reviewed:
         right = sum(verdict.correct is True for group in self.groups for verdict in group.verdicts)
         accepted = sum(each.accepted for each in self.verifications)
         hinges = sum(review.hinge is not None for review in self.reviews)
-        fixes = f", {hinges} hinges, {accepted} of {len(self.edits)} fixes accepted" if self.verifications else ""
+        tried = self.verifications or self.dropped or hinges
+        fixes = f", {hinges} hinges, {accepted} of {len(self.edits)} fixes accepted" if tried else ""
         line = f"{rollouts} rollouts ({right} correct){fixes}, {len(self.examples)} texts, {self.tokens} tokens sampled"
-        return f"{line}; {self.gate}" if self.gate else line
+        return "; ".join([line, *([self.gate] if self.gate else []), *dropped_lines(self.dropped)])
 
 
 def reviewed(
@@ -147,7 +151,8 @@ def _fixed(groups: Sequence[Group], probe: Probe, texts: Texts, settings: Review
     ]
     return Reviewed(
         groups=tuple(groups), examples=tuple(examples), reviews=proposed.reviews, edits=proposed.edits,
-        verifications=tuple(found), tokens=0, gate="" if proposed.gate is None else proposed.gate.line,
+        verifications=tuple(found), dropped=proposed.dropped, tokens=0,
+        gate="" if proposed.gate is None else proposed.gate.line,
     )  # fmt: skip
 
 
