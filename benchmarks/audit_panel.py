@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cells import CELLS, Cell, provenance, start
+from cells import CELLS, Cell, in_short, mean_interval, provenance, start
 from scipy import stats
 
 from forkpoint.assembly.subject import stage_subject
@@ -288,7 +288,7 @@ def table_rows(panel: Panel, documents: Documents) -> list[dict[str, Any]]:
 
 
 def value_rows(panel: Panel, documents: Documents) -> list[dict[str, Any]]:
-    """For each patient and stage: solve rates, and the values of its own audit's findings, as means over seeds."""
+    """For each patient and stage: solve rates, and the values of its own audit's findings, means over seeds."""
     rows = []
     for patient in panel.patients:
         audit, mine = audit_of(patient), [cell for cell in documents if cell["patient"] == patient]
@@ -300,15 +300,16 @@ def value_rows(panel: Panel, documents: Documents) -> list[dict[str, Any]]:
                 "patient": patient,
                 "stage": stage,
                 "seeds": len(found),
-                "values": [mean(column) for column in values],
+                "values": [averaged(column) for column in values],
             }
-            rows.append(row | {"solved": mean([cell["solved"].get(stage) for cell in mine])})
+            rows.append(row | {"solved": averaged([cell["solved"].get(stage) for cell in mine])})
     return rows
 
 
-def mean(values: Sequence[float | None]) -> float | None:
+def averaged(values: Sequence[float | None]) -> dict[str, Any] | None:
+    """The mean of those that are known, with Student's interval."""
     known = [value for value in values if value is not None]
-    return short(sum(known) / len(known)) if known else None
+    return mean_interval(known) if known else None
 
 
 def flagged(panel: Panel, documents: Documents) -> list[str]:
@@ -332,9 +333,8 @@ def print_tables(panel: Panel, documents: Documents) -> None:
         print(f"| `{row['audit']}` | " + " | ".join(shown(row[name]) for name in heads) + " |")
     print("\n| patient | stage | seeds | solved | values of its audit |\n|---|---|---|---|---|")
     for row in value_rows(panel, documents):
-        values = ", ".join("-" if value is None else f"{value:.3g}" for value in row["values"])
-        solved = "-" if row["solved"] is None else f"{row['solved']:.2f}"
-        print(f"| {row['patient']} | {row['stage']} | {row['seeds']} | {solved} | {values} |")
+        values = ", ".join(in_short(value) for value in row["values"])
+        print(f"| {row['patient']} | {row['stage']} | {row['seeds']} | {in_short(row['solved'])} | {values} |")
     alarms = flagged(panel, documents)
     print(f"\nHealthy runs that were called sick: {len(alarms)}")
     for line in alarms:

@@ -286,6 +286,14 @@ def mean_interval(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "interval": [mean - half, mean + half]}
 
 
+def in_short(found: Mapping[str, Any] | None) -> str:
+    """A mean with its interval, three digits."""
+    if found is None:
+        return "-"
+    ends = "" if found["interval"] is None else " [{:.3g}, {:.3g}]".format(*found["interval"])
+    return f"{found['mean']:.3g}{ends}"
+
+
 def shown(value: dict[str, Any] | None, sign: str = "") -> str:
     if value is None:
         return ""

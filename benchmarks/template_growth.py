@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from audit_panel import RECIPES, solve_rate
-from cells import CELLS, ENTRY, mean_interval, provenance
+from cells import CELLS, ENTRY, in_short, mean_interval, provenance
 
 from forkpoint.assembly.subject import stage_subject
 from forkpoint.audits.template_collapse import collapse, cross_scores
@@ -74,18 +74,9 @@ def print_table(seeds: Sequence[int]) -> None:
     print("| stage | seeds | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 2))
     for stage in dict.fromkeys(each["stage"] for record in records for each in record["stages"]):
         rows = [each for record in records for each in record["stages"] if each["stage"] == stage]
-        cells = [shown([row[column] for row in rows if row.get(column) is not None]) for column in COLUMNS]
+        found = [[row[column] for row in rows if row.get(column) is not None] for column in COLUMNS]
+        cells = [in_short(mean_interval(values) if values else None) for values in found]
         print(f"| {stage} | {len(rows)} | " + " | ".join(cells) + " |")
-
-
-def shown(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    found = mean_interval(values)
-    if found["interval"] is None:
-        return f"{found['mean']:.3g}"
-    low, high = found["interval"]
-    return f"{found['mean']:.3g} [{low:.3g}, {high:.3g}]"
 
 
 def main() -> int:
