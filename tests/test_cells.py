@@ -144,6 +144,11 @@ def test_a_chain_of_stages_ends_with_its_last_evaluation(cells: ModuleType, monk
     # A search whose last evaluation on its way was of earlier weights counts with the one that ends it, too.
     stages["search"] |= {"curve": [[5, 4, 10]]}
     assert list(target.chain_curve(stages, "learn")) == [(50.0, 0.4), (100.0, 0.6), (150.0, 0.9)]
+    # What a stage says before its first update was said by the one before it.
+    after = {**stage("after", "learn", 0, 0.0), "updates": 10, "kind": "rl", "sampled_tokens": 100,
+             "curve": [[0, 8, 10], [10, 10, 10]]}  # fmt: skip
+    found = list(target.chain_curve({**stages, "after": after}, "after"))
+    assert found == [(50.0, 0.4), (100.0, 0.6), (150.0, 0.9), (250.0, 1.0)]
     # A last evaluation confirms the one before it, and is confirmed by none.
     assert target.reached(list(target.chain_curve(stages, "learn")), 0.9) is None
     assert target.reached(list(target.chain_curve(stages, "learn")), 0.6) == 100.0

@@ -72,8 +72,8 @@ class Proposals:
 def dropped_lines(dropped: Sequence[Dropped]) -> list[str]:
     """How many texts of each source were no proposals, and the commonest reason.
 
-    >>> dropped_lines([Dropped(source="sibling", text="", reason="it is empty")] * 2)
-    ['sibling: 2 texts dropped, such as: it is empty']
+    >>> dropped_lines([Dropped(source="chat", text="", reason=reason) for reason in ("a", "b", "b")])
+    ['chat: 3 texts dropped, such as: b']
     """
     reasons: dict[str, Counter[str]] = {}
     for each in dropped:

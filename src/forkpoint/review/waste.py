@@ -81,5 +81,4 @@ def _why(states: Sequence[str], first: str) -> Waste:
     if all(one == other for one, other in pairwise(states)):
         return Waste.NO_CHANGE
     away = [list(outside) for at_first, outside in groupby(states, lambda state: state == first) if not at_first]
-    begins_there = states[0] == first
-    return Waste.RESTART if begins_there and any(each[0] != each[-1] for each in away) else Waste.DEAD_END
+    return Waste.RESTART if any(each[0] != each[-1] for each in away) else Waste.DEAD_END
