@@ -260,7 +260,7 @@ def test_all_three_audits_run_on_a_model_that_knows_nothing(pair, groups):
     for audit in (token_edits, premature_confidence, template_collapse):
         told = audit(records, subject)
         assert all(math.isfinite(finding.value) for finding in told)
-    assert len(token_edits(records, subject)) == 4
+    assert len(token_edits(records, subject)) == 5
 
 
 def test_a_base_with_a_shorter_context_is_not_compared_and_the_rest_is_asked() -> None:

@@ -81,7 +81,7 @@ def test_findings_are_those_of_ours_but_for_what_must_be_drawn(written):
     (records,) = foreign_records(folder / "rollouts.jsonl")
     found = [finding.value for finding in token_edits(records, probe)]
     assert found == pytest.approx([finding.value for finding in token_edits(records, ours)][: len(found)], abs=1e-6)
-    assert len(found) == 3
+    assert len(found) == 4
     # Our task also knows where steps begin; without that the two are asked the same.
     stepless = type("Stepless", (SubjectProbe,), {"task": ForeignTask(answer_lead="#")})
     plain = copy(ours)

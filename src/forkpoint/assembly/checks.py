@@ -247,12 +247,13 @@ def _check_fit(where: str, texts: Sequence[Demonstration], policy: "Policy") -> 
     from forkpoint.training.imitation import demonstration_example
 
     for text in texts:
+        # A line of a file can be looked at; what a corpus drew has no place.
+        place = f"{where}: {text.provenance}" if text.provenance.startswith("file:") else where
         try:
             length = len(demonstration_example(policy.texts, text).tokens)
         except ModelError as error:
-            raise ModelError(f"{where}: {text.provenance}: {error}") from None
+            raise ModelError(f"{place}: {error}") from None
         if length > policy.context_length:
             raise ModelError(
-                f"{where}: {text.provenance}: a text of {length} tokens does not fit the model's context of "
-                f"{policy.context_length}."
+                f"{place}: a text of {length} tokens does not fit the model's context of {policy.context_length}."
             )
