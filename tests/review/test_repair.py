@@ -9,9 +9,10 @@ from coin_examples import CoinProbe, Steps, codes, group, problem, text_of, writ
 from forkpoint.errors import TaskError
 from forkpoint.records import StopReason
 from forkpoint.review.postmortem import Claim, Review
-from forkpoint.review.repair import ProposalError, Repair, propose, sibling_steps
+from forkpoint.review.repair import ProposalError, Repair, propose, shows_any_text, sibling_steps
 from forkpoint.review.steps import Blamed, blamed_step
 from forkpoint.seeds import Key
+from forkpoint.tasks import arithmetic
 
 KEY = Key.root(4)
 FAILED = written("ab;cd;ef;#0\n", name="failed")
@@ -136,6 +137,9 @@ def test_a_siblings_solution_in_the_prompt():
     assert [text_of(request.prompt_tokens) for request in told.asked] == ["p>|no#1", "p>|7"]
     strange = proposed(replace(blamed(), reason="Ω"), sources=("policy",), knowledge=("feedback",))
     assert reasons(strange)[0][2].startswith("it cannot be told the feedback: outside the alphabet")
+    assert shows_any_text(Knowing(), problem())
+    assert not shows_any_text(Steps(), problem())
+    assert not shows_any_text(arithmetic.Arithmetic(), problem())
     silent = proposed(replace(blamed(), reason=""), sources=("policy",), knowledge=("feedback",))
     assert reasons(silent) == [("policy", "", "there is no feedback to tell it, or no way")]
     with pytest.raises(ValueError, match="must be one of answer, sibling, feedback"):

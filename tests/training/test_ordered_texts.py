@@ -97,6 +97,20 @@ def test_a_mix_lies_beside_ordered_texts(tmp_path):
     ]
 
 
+def test_what_lies_beside_ordered_texts_is_shuffled(tmp_path):
+    mix = '[stage.mix]\ndata = "samples:base"\nshare = 0.5\n'
+    few = ("stage.base.updates=2", "stage.sft.examples=8", 'stage.sft.data="samples:base"')
+    recipe = tiny_recipe(BASE + ORDERED + mix, overrides=few)
+    assembly = finished(tmp_path / "run", recipe)
+    stage = assembly.recipe.stage[1]
+    texts = assembly._policy(assembly._final_checkpoint("base")).texts
+    source = TextSource(assembly=assembly, stage=stage, task=assembly.task(stage), texts=texts, writer=None)
+    told = [text.provenance for update in range(1, 9) for text in text_draw(source)[0](update)[2:]]
+    # Two passes over eight samples, each in an order of its own.
+    assert sorted(told[:8]) == sorted(told[8:])
+    assert told[:8] != told[8:]
+
+
 def test_an_endless_corpus_has_no_order():
     with pytest.raises(RecipeError, match="has no end"):
         tiny_recipe(BASE, overrides=("stage.base.order=descending_perplexity",))
