@@ -180,7 +180,7 @@ def seeds_of(experiment: Mapping[str, Any], name: str) -> list[int]:
 
 
 def asked_cells(what: str, names: Sequence[str], cache: Path) -> list[Asked]:
-    """Tuning: every rate on the tuning seeds.  Reporting: the best of them on the others, seed by seed."""
+    """Tuning: every rate on the tuning seeds.  Reporting: the best of them, and those of `also`, on the others."""
     experiment, wanted = read_experiment(), []
     for name in names:
         if what == "tune":
@@ -192,11 +192,13 @@ def asked_cells(what: str, names: Sequence[str], cache: Path) -> list[Asked]:
             ]
             continue
         best = best_rates(rows_of(name, experiment["tuning"], cache))
+        also = experiment["variants"][name].get("also", {})
         wanted += [
-            Asked(variant=name, arm=arm, rate=best[arm].learning_rate, seed=seed)
+            Asked(variant=name, arm=arm, rate=rate, seed=seed)
             for seed in seeds_of(experiment, name)
             for arm in arms_of(experiment, name)
             if arm in best
+            for rate in dict.fromkeys([best[arm].learning_rate, *also.get(arm, [])])
         ]
     return wanted
 

@@ -151,10 +151,34 @@ def test_a_fall_of_rollouts_that_end_alike_is_sick_at_once():
 def test_a_fall_without_movement_is_another_disease():
     rates, idle = fallen()
     assert not named(course(rates, np.full_like(idle, -0.8), Key.root(4)))
-    assert not named(course(rates, idle, Key.root(4), share=0.05))
-    bare = {update: {k: v for k, v in metrics.items() if "idle" not in k} for update, metrics in
-            course(rates, idle, Key.root(4)).items()}  # fmt: skip
-    assert not named(bare)
+    uniform = {update: {k: v for k, v in metrics.items() if k in ("drift_spread", "drift_correct",
+               "drift_correct_error")} for update, metrics in course(rates, idle, Key.root(4)).items()}  # fmt: skip
+    assert not named(uniform)
+
+
+@pytest.mark.parametrize("left_out", [0.0, 0.05])
+def test_a_fall_is_named_where_hardly_a_token_is_without_credit(left_out):
+    """A critic or a floor: no token can be seen to drift, so the solve rate is judged alone, and nothing is an info."""
+    rates, _ = fallen()
+    batches = course(rates, np.full(len(rates), -0.8), Key.root(4), share=left_out)
+    if not left_out:
+        batches = {update: {k: v for k, v in metrics.items() if "idle_logprob" not in k}
+                   for update, metrics in batches.items()}  # fmt: skip
+    found = named(batches)
+    assert set(found) == {Severity.WARNING, Severity.CRITICAL}
+    assert 60 < found[Severity.WARNING][0] <= found[Severity.CRITICAL][0]
+    assert rates[found[Severity.CRITICAL][0] - 1] > 0.42
+    claim = found[Severity.CRITICAL][1].claim
+    assert "while hardly a token is without credit" in claim
+    assert "Lower the learning rate; go back" in claim
+    assert "outcome_floor" not in claim
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_alarm_where_every_token_has_credit_and_the_rate_holds(seed):
+    count = np.arange(200)
+    for number, rates in enumerate((0.3 + 0.6 * (1 - np.exp(-count / 60)), np.full(200, 0.5), np.full(200, 0.95))):
+        assert not named(course(rates, -0.8 + 0.003 * count, Key.root(seed).child("credited", number), share=0.0))
 
 
 def test_it_also_sees_a_collapse_after_which_nothing_has_credit():

@@ -47,7 +47,7 @@ class Limits:
     windows: tuple[int, ...] = (10, 20, 40, 80)
     """Batches that a fall of the solve rate is measured over."""
     share: float = 0.1
-    """Least share of trained tokens without credit."""
+    """Least share of trained tokens without credit; below it the solve rate alone is judged."""
     moved: float = 0.1
     """Least change of their mean log-probability."""
     errors: float = 6.0
@@ -129,11 +129,13 @@ def drift(past: History, limits: Limits | None = None) -> Finding | None:
                is below its running maximum by `watch`
     critical   and p is below it by `watch` and rollouts end alike, or by `sick`
 
+    Where hardly a token is without credit (a critic, a floor), no movement is asked for, and none is named.
+
     `value` is D of an info, R or the fall of p of the others, with its 95 % interval and the threshold.
     """
     limits = limits or Limits()
     moved = _moved(past, limits)
-    if moved is None:
+    if moved is None and not _credited_throughout(past, limits):
         return None
     fallen, alike = _fallen(past, limits), _alike(past, limits)
     falls = fallen is not None and _exceeds(fallen, limits.watch)
@@ -147,6 +149,8 @@ def drift(past: History, limits: Limits | None = None) -> Finding | None:
     if alike is not None:
         bound = limits.alike * alike.before
         return _finding(Severity.WARNING, alike.now, alike.around, bound, _alike_claim(past, alike, moved))
+    if moved is None:
+        return None
     return _finding(Severity.INFO, moved.value, moved.interval, limits.moved, _move_claim(past, moved))
 
 
@@ -168,6 +172,13 @@ def _moved(past: History, limits: Limits) -> _Change | None:
     error = float(np.sqrt((_variance(first) + _variance(last)) / size))
     change = _Change(before=float(first.mean()), now=float(last.mean()), error=error)
     return change if abs(change.value) >= max(limits.moved, limits.errors * error) else None
+
+
+def _credited_throughout(past: History, limits: Limits) -> bool:
+    """Whether credit varies within rollouts and hardly a token of the last window is left out."""
+    known = np.flatnonzero(np.isfinite(past.share))
+    size = limits.window
+    return len(known) >= 2 * size and float(past.share[known[-size:]].mean()) < limits.share
 
 
 def _variance(values: Values) -> float:
@@ -232,25 +243,32 @@ def _move_claim(past: History, moved: _Change) -> str:
     )
 
 
-def _fall_claim(past: History, fallen: _Change, moved: _Change) -> str:
+def _fall_claim(past: History, fallen: _Change, moved: _Change | None) -> str:
     errors = -fallen.value / max(fallen.error, 1e-9)
     return (
         f"correct rollouts fell from {fallen.before:.3f} (updates {fallen.first[0]} to {fallen.first[1]}) to "
         f"{fallen.now:.3f} (updates {fallen.last[0]} to {fallen.last[1]}), {errors:.1f} standard errors, while "
-        f"{_movement(past, moved)}. {_now(past)}. "
-        "Give every token some of the outcome: wrap = ['outcome_floor']; go back to a checkpoint before the fall."
+        f"{_movement(past, moved)}. {_now(past)}. {_remedy(moved)}; go back to a checkpoint before the fall."
     )
 
 
-def _alike_claim(past: History, alike: _Change, moved: _Change) -> str:
+def _alike_claim(past: History, alike: _Change, moved: _Change | None) -> str:
     return (
         f"rollouts of a problem end alike: {alike.now:.0%} of the variance of outcomes lies within groups, "
         f"{alike.before:.0%} at the start, while {_movement(past, moved)}. {_now(past)}. "
-        "The solve rate often falls next: give every token some of the outcome, wrap = ['outcome_floor']."
+        f"The solve rate often falls next. {_remedy(moved)}."
     )
 
 
-def _movement(past: History, moved: _Change) -> str:
+def _remedy(moved: _Change | None) -> str:
+    if moved is None:
+        return "Lower the learning rate"
+    return "Give every token some of the outcome: wrap = ['outcome_floor']"
+
+
+def _movement(past: History, moved: _Change | None) -> str:
+    if moved is None:
+        return "hardly a token is without credit, so no drift can be told from learning"
     share = float(past.share[np.isfinite(past.share)][-10:].mean())
     known = past.credited[np.isfinite(past.credited)]
     return (
