@@ -166,6 +166,21 @@ class Teachable(Protocol):
 
 
 @runtime_checkable
+class Bounded(Protocol):
+    """A probe whose model says how much it can read."""
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a prompt and what follows it."""
+        ...
+
+
+def fits(probe: object, prompt: int, follow: int) -> bool:
+    """Whether a prompt and what follows it, in tokens, fit the probe's model; True where it does not say."""
+    return not isinstance(probe, Bounded) or prompt + follow <= probe.context_length
+
+
+@runtime_checkable
 class Sampler(Protocol):
     """An engine that draws rollouts.  Rollouts come back as they finish, in any order."""
 

@@ -119,6 +119,15 @@ def test_knowledge_that_the_task_cannot_show_is_refused():
     try_credit("here", stage, rule, made, problem)
 
 
+def test_feedback_needs_prompts_that_hold_any_text():
+    options = ("stage.rl.credit.rule=privileged", "stage.rl.credit.options={knowledge='feedback'}")
+    stage, made, problem, _ = of("arithmetic", *options)
+    with pytest.raises(RecipeError, match=r"credit\.options: knowledge = 'feedback' needs prompts that can hold any"):
+        check_needs("here", stage, made, problem, by_character=True)
+    told = stage.model_copy(update={"credit": stage.credit.model_copy(update={"options": {"knowledge": "answer"}})})
+    check_needs("here", told, made, problem, by_character=True)
+
+
 @pytest.mark.parametrize(
     ("task", "rule", "fits", "part"),
     [
@@ -181,6 +190,15 @@ def test_continuations_do_not_go_with_dropped_truncation(rule):
         check_needs("[[stage]] 'rl'", stage, made, problem, by_character=True)
     kept = stage.model_copy(update={"truncated": "wrong"})
     check_needs("[[stage]] 'rl'", kept, made, problem, by_character=True)
+
+
+@pytest.mark.parametrize("rule", ["branch", "tree", "counterfactual"])
+def test_continuations_do_not_go_with_scores(rule):
+    stage, made, problem, _ = of("arithmetic", "stage.rl.reward.pays=score", f"stage.rl.credit.rule={rule}")
+    with pytest.raises(RecipeError, match=r"reward\.pays = 'score' does not go with credit\.rule = "):
+        check_needs("[[stage]] 'rl'", stage, made, problem, by_character=True)
+    plain = stage.model_copy(update={"reward": stage.reward.model_copy(update={"pays": "correct"})})
+    check_needs("[[stage]] 'rl'", plain, made, problem, by_character=True)
 
 
 def own(*needs):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from tiny_runs import BASE, HEAD, RL, finished, tiny_recipe
@@ -39,8 +40,10 @@ def test_a_tiny_decoder_as_a_table_and_as_json(call):
     assert code == 0
     assert "head-room" in out
     assert "6 groups, 24 rollouts" in out
-    code, out, _ = call(*words, "--json")
+    code, out, _ = call(*words, "--json", "--out", "told")
     document = json.loads(out)
+    assert json.loads(Path("told/meter.json").read_text()) == document
+    assert f"(from {document['least']:.3g})" in document["lines"][0] or document["headroom"]["value"] is None
     assert code == 0
     assert document["influence"] == "counterfactual"
     assert document["groups"] == 6
@@ -77,6 +80,8 @@ def test_the_parent_in_the_run_folder_is_taken(call, recipe, tmp_path):
         (["tiny.toml:base", "--predict"], "Known: rl"),
         (["tiny.toml", "--predict", "--groups", "3"], "at least 4"),
         (["nowhere.toml", "--predict"], "nowhere.toml"),
+        (["tiny.toml", "--predict", "--variant", "A"], "--variant does not go with tiny.toml"),
+        (["tiny.toml", "--predict", "--task", "lab"], "--task does not go with tiny.toml"),
     ],
 )
 def test_mistakes_are_one_line(call, recipe, words, said):

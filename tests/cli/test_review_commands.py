@@ -10,6 +10,7 @@ import pytest
 from tiny_runs import finished, tiny_recipe
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from forkpoint.assembly.reviewer import stage_reviewer
 from forkpoint.cli import main as command
 from forkpoint.cli import review_run
 from forkpoint.records import EditKind, Group, Outcome, Problem, Rollout, StopReason, Verdict
@@ -193,6 +194,21 @@ def test_fresh_rollouts_and_successes(call, run):
         assert all(review.correct for review in reader.reviews())
         keys = {reader.rollout(review.rollout_id).problem_key for review in reader.reviews()}
         assert not any(reader.problem(key).is_evaluation for key in keys)
+
+
+def test_the_rollouts_of_a_stage_are_gone_on_with_under_its_own_budget(tmp_path):
+    recipe = tiny_recipe(STAGES.replace("problems_per_update = 16", "problems_per_update = 2"),
+                         head=HEAD.replace("max_new_tokens = 8", "max_new_tokens = 5"))  # fmt: skip
+    finished(tmp_path / "run", recipe)
+    assert stage_reviewer(tmp_path / "run", "rl").max_new_tokens == 8
+    assert stage_reviewer(tmp_path / "run", "base").max_new_tokens == 5
+
+
+def test_fresh_rollouts_without_anything_to_review_are_told(call, run, monkeypatch):
+    monkeypatch.setattr(review_run, "_worth", lambda group, *, successes: [])
+    assert "of the fresh rollouts none that is not reviewed yet failed" in call("propose", run, "--fresh",
+                                                                               "--rollouts", 1)[1]  # fmt: skip
+    assert call("propose", run, "--fresh", "--rollouts", 1, "--successes")[1].endswith("reviewed yet was right\n")
 
 
 def test_the_gate_is_told(call, run):

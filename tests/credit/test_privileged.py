@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from signal_examples import SignalProbe, batch_of, problem, rewarded_group, written
 
 from forkpoint.credit.group import leave_one_out
-from forkpoint.credit.privileged import gate_of, hindsight_advantages, knowledge_of, privileged
+from forkpoint.credit.privileged import gate_of, hindsight_advantages, knowledge_of, privileged, told_prompts
+from forkpoint.errors import TaskError
 
 V, T = 3, 3
 # The smallest numbers that there are lose their sign when they are made smaller.
@@ -187,6 +188,43 @@ def test_what_a_rollout_is_told():
     assert told["feedback"] == [None, "off by one", None, None, None, None]
     assert knowledge_of(batch, Told(), knowledge="wrong_answer") == ["2", "2", "2", "1", "1", "1"]
     assert knowledge_of(batch_of(one), Told(), knowledge="wrong_answer") == [None] * 3
+
+
+class Strict(Told):
+    """Its prompts hold no text with a `c` in it."""
+
+    def privileged_prompt(self, problem, knowledge):
+        if "c" in knowledge:
+            raise TaskError("no c")
+        return super().privileged_prompt(problem, knowledge)
+
+
+class Narrow(SignalProbe):
+    """A model of few tokens."""
+
+    context_length = 20
+
+
+def test_a_sibling_that_cannot_be_told_tells_nothing():
+    whole = group((1.0, 0.0, 1.0), texts=("bcdefghijk", "xy", "fg"))
+    told = told_prompts(batch_of(whole), Narrow(Told()), "sibling")
+    sizes = [len(prompt) for prompt in told if prompt is not None]
+    # The first is told "fg", the last the first's ten characters; each with its rollout fits 20 tokens or is not told.
+    assert [prompt is None for prompt in told] == [False, False, False]
+    Narrow.context_length = max(sizes) + 1
+    short = told_prompts(batch_of(whole), Narrow(Told()), "sibling")
+    assert [prompt is None for prompt in short] == [True, False, True]
+    assert [prompt is None for prompt in told_prompts(batch_of(whole), SignalProbe(Strict()), "sibling")] == [
+        False, False, True,
+    ]  # fmt: skip
+
+
+def test_other_knowledge_that_cannot_be_told_is_an_error():
+    batch = batch_of(group(of=problem(answer="c")))
+    with pytest.raises(TaskError, match="no c"):
+        told_prompts(batch, SignalProbe(Strict()), "answer")
+    with pytest.raises(ValueError, match="no privileged_prompt"):
+        told_prompts(batch, SignalProbe(object()), "sibling")
 
 
 def test_a_wrong_answer_shuts_the_gate_of_a_policy_that_believes_it():

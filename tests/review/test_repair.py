@@ -142,6 +142,12 @@ def test_a_siblings_solution_in_the_prompt():
     assert not shows_any_text(arithmetic.Arithmetic(), problem())
     silent = proposed(replace(blamed(), reason=""), sources=("policy",), knowledge=("feedback",))
     assert reasons(silent) == [("policy", "", "there is no feedback to tell it, or no way")]
+    narrow = DrawingProbe()
+    narrow.context_length = len("p>|7") + 6
+    assert texts(proposed(probe=narrow, sources=("policy",), draws=1)) == ["xy;"]
+    narrow.context_length -= 1
+    full = proposed(probe=narrow, sources=("policy",))
+    assert reasons(full) == [("policy", "", "its prompt with the answer leaves no room in the model's context")]
     with pytest.raises(ValueError, match="must be one of answer, sibling, feedback"):
         proposed(sources=("policy",), knowledge=("weather",))
 

@@ -268,6 +268,14 @@ def test_what_the_task_cannot_do_is_refused_before_anything_runs(tmp_path):
         check_recipe(recipe, tmp_path, tmp_path / "run")
 
 
+def test_lessons_need_a_task_that_knows_some(tmp_path):
+    base = BASE.replace("walks", "solutions")
+    text = LEARN.replace("DATA", "lessons:base")
+    recipe = tiny_recipe(base, text, overrides=QUICK, head=HEAD.replace(PATHS, 'name = "countdown"'))
+    with pytest.raises(RecipeError, match=r"data = 'lessons:base' needs `lesson_of`, which countdown lacks"):
+        check_recipe(recipe, tmp_path, tmp_path / "run")
+
+
 def test_a_stage_with_nothing_to_imitate_fails_in_one_line(tmp_path):
     recipe = tiny_recipe(
         WALKER,

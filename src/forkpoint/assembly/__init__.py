@@ -1,7 +1,16 @@
 """Recipe to objects."""
 
 from forkpoint.assembly.build import Assembly, build_policy, evaluation_budget, run_identity
-from forkpoint.assembly.tables import CREDIT_RULES, LOSSES, TASKS, build_task, model_folder, package_model, resolve
+from forkpoint.assembly.tables import (
+    CREDIT_RULES,
+    LOSSES,
+    TASKS,
+    build_task,
+    check_options,
+    model_folder,
+    package_model,
+    resolve,
+)
 
 __all__ = [
     "CREDIT_RULES",
@@ -10,6 +19,7 @@ __all__ = [
     "Assembly",
     "build_policy",
     "build_task",
+    "check_options",
     "evaluation_budget",
     "model_folder",
     "package_model",

@@ -1,11 +1,9 @@
 """Everything that would stop a run, found before it begins."""
 
-import inspect
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import MappingProxyType, NoneType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from forkpoint.assembly.build import Assembly, build_policy, evaluation_budget
 from forkpoint.assembly.credit_checks import (
@@ -20,7 +18,7 @@ from forkpoint.assembly.critics import CriticKind, critic_kind
 from forkpoint.assembly.distillation_checks import check_distillation
 from forkpoint.assembly.reflect_checks import check_reflect
 from forkpoint.assembly.review_checks import check_review
-from forkpoint.assembly.tables import CREDIT_RULES, LOSSES, resolve
+from forkpoint.assembly.tables import CREDIT_RULES, LOSSES, check_options, resolve
 from forkpoint.config.curriculum import Curriculum
 from forkpoint.config.policies import FolderPolicy, TabularPolicy
 from forkpoint.config.recipe import AnyStage, ForksStage, Recipe, RLStage, TextStage, data_source, text_file
@@ -36,10 +34,6 @@ if TYPE_CHECKING:
 
 PROBED = 32
 """Problems and texts of an endless task that are tried."""
-_PLAIN: Mapping[Any, tuple[type, ...]] = MappingProxyType(
-    {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
-)
-"""Types that an option may declare, and those of the values that fit."""
 
 
 def check_recipe(recipe: Recipe, origin: Path, run: Path) -> dict[str, CreditPlan]:
@@ -105,13 +99,13 @@ def _check_rules(stage: RLStage) -> None:
 
     where = f"[[stage]] '{stage.name}'"
     rule = resolve(f"{where}: credit.rule", stage.credit.rule, CREDIT_RULES)
-    _check_options(f"{where}: credit.options", rule, stage.credit.options)
+    check_options(f"{where}: credit.options", rule, stage.credit.options)
     loss = resolve(f"{where}: loss.name", stage.loss.name, LOSSES)
-    _check_options(f"{where}: loss.options", loss, stage.loss.options)
+    check_options(f"{where}: loss.options", loss, stage.loss.options)
     for name in stage.credit.wrap:
         if name not in WRAPPERS:
             raise RecipeError(unknown_name(f"{where}: credit.wrap", name, WRAPPERS))
-        _check_options(f"{where}: credit.wrap_options.{name}", WRAPPERS[name], stage.credit.wrap_options.get(name, {}))
+        check_options(f"{where}: credit.wrap_options.{name}", WRAPPERS[name], stage.credit.wrap_options.get(name, {}))
     _try_loss(where, stage, loss)
     if stage.credit.rule == "max_rl" and stage.reward.length_penalty:
         raise RecipeError(f"{where}: max_rl needs rewards of at least 0, so reward.length_penalty must be 0.")
@@ -120,21 +114,6 @@ def _check_rules(stage: RLStage) -> None:
             f"{where}: updates_per_batch = {stage.updates_per_batch} needs a loss with a trust region "
             f"({', '.join(sorted(OFF_POLICY_LOSSES))}), not {stage.loss.name}."
         )
-
-
-def _check_options(where: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Every option is a keyword of the function, of the plain type that it declares."""
-    parameters = inspect.signature(function).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    known = {name: item for name, item in parameters.items() if item.kind is item.KEYWORD_ONLY}
-    for name, value in options.items():
-        if name not in known:
-            raise RecipeError(unknown_name(where, name, known))
-        declared = get_args(known[name].annotation) or (known[name].annotation,)
-        kinds = [kind for kind in declared if kind is not NoneType]
-        if all(kind in _PLAIN for kind in kinds) and not any(type(value) in _PLAIN[kind] for kind in kinds):
-            raise RecipeError(f"{where}.{name} = {value!r} must be {' or '.join(kind.__name__ for kind in kinds)}.")
 
 
 def _try_loss(where: str, stage: RLStage, loss: Callable[..., Any]) -> None:

@@ -34,8 +34,21 @@ from forkpoint.credit.needs import (
 from forkpoint.credit.privileged import Knowledge, knowledge_of
 from forkpoint.credit.transcripts import step_cuts
 from forkpoint.errors import ForkpointError, ModelError, RecipeError, unknown_name
-from forkpoint.probe import Answerable, Continuation, Privileged, SampleRequest, ScoreRequest, Teachable
-from forkpoint.records import Batch, Floats, Group, Ints, Outcome, Problem, Reward, Rollout, Verdict, frozen_array
+from forkpoint.probe import Answerable, Continuation, Privileged, Probe, SampleRequest, ScoreRequest, Teachable
+from forkpoint.records import (
+    Batch,
+    Credit,
+    Floats,
+    Group,
+    Ints,
+    Outcome,
+    Problem,
+    Reward,
+    Rollout,
+    Verdict,
+    frozen_array,
+)
+from forkpoint.review.repair import shows_any_text
 from forkpoint.tasks.protocol import Task
 from forkpoint.verifiers.outside import written_rollout
 
@@ -72,6 +85,11 @@ def check_needs(where: str, stage: RLStage, task: Task, problem: Problem, *, by_
             f"{where}: truncated = 'drop' does not go with credit.rule = '{stage.credit.rule}', whose continuations "
             "count as wrong when they run out of budget: use truncated = 'wrong'."
         )
+    if stage.reward.pays == "score" and stage.credit.rule in CONTINUING:
+        raise RecipeError(
+            f"{where}: reward.pays = 'score' does not go with credit.rule = '{stage.credit.rule}', whose continuations "
+            "are paid for being correct: use reward.pays = 'correct', or another rule."
+        )
     # Every policy can have a critic of some kind; settings that do not fit were refused before.
     met = offered(task, problem, by_character=by_character, critic=True, experts=stage.experts > 0)
     asked: list[tuple[str, str, Mapping[str, Any], Mapping[str, Demands]]] = [
@@ -80,6 +98,8 @@ def check_needs(where: str, stage: RLStage, task: Task, problem: Problem, *, by_
     ]
     for key, name, options, table in asked:
         _refuse_unmet(f"{where}: credit.{key} = '{name}'", name, options, table, met, task)
+    told = stage.credit.rule == "privileged" and stage.credit.options.get("knowledge") == "feedback"
+    check_feedback(f"{where}: credit.options", told, task, problem)
 
 
 def check_declared(
@@ -102,6 +122,14 @@ def check_declared(
     lacks = lacking(Demands(needs=frozenset(map(Need, declared))), {}, met, task)
     if lacks:
         raise RecipeError(f"{at} needs {lacks}; what works here: {', '.join(workable(RULE_DEMANDS, met))}.")
+
+
+def check_feedback(where: str, told: bool, task: Task, problem: Problem) -> None:
+    """Raises RecipeError where feedback is to be `told` and the task's prompts cannot hold any text."""
+    if told and not shows_any_text(task, problem):
+        raise RecipeError(
+            f"{where}: knowledge = 'feedback' needs prompts that can hold any text; those of {task.name} cannot."
+        )
 
 
 def check_rule_needs(where: str, name: str, options: Mapping[str, Any], task: Task, problem: Problem) -> None:
@@ -192,13 +220,21 @@ class StandIn:
 
 def try_credit(where: str, stage: RLStage, rule: Callable[..., Any], task: Task, problem: Problem) -> None:
     """Calls our own rule and its wrappers once, on two written rollouts, so that options out of bounds are refused."""
-    group = _written_group(task, problem)
-    probe, batch, chosen = StandIn(task), Batch(groups=(group,), update=0), stage.credit
+    chosen = stage.credit
     # A rule of somebody else may ask for what the stand-in does not have.
     made = rule if chosen.rule in CREDIT_RULES else leave_one_out
     options = chosen.options if chosen.rule in CREDIT_RULES else {}
+
+    def give(batch: Batch, probe: Probe) -> list[Credit]:
+        return wrapped(made(batch, probe, **options), batch, probe, wrap=chosen.wrap, options=chosen.wrap_options)
+
+    try_rule(where, give, task, problem)
+
+
+def try_rule(where: str, give: Callable[[Batch, Probe], list[Credit]], task: Task, problem: Problem) -> None:
+    """Calls a rule of ours once, on two written rollouts; what it refuses becomes a RecipeError."""
     try:
-        wrapped(made(batch, probe, **options), batch, probe, wrap=chosen.wrap, options=chosen.wrap_options)
+        give(Batch(groups=(_written_group(task, problem),), update=0), StandIn(task))
     except ValueError as error:
         raise RecipeError(f"{where}: {error}") from None
     except ForkpointError as error:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from forkpoint.assembly.credit_checks import lacking, told_length
+from forkpoint.assembly.credit_checks import check_feedback, lacking, told_length
 from forkpoint.config.recipe import Bugs, RLStage
 from forkpoint.credit.needs import RULE_DEMANDS, offered
 from forkpoint.errors import ModelError, RecipeError
@@ -35,6 +35,7 @@ def check_distillation(where: str, stage: RLStage, task: Task, policy: "Policy",
     missing = lacking(RULE_DEMANDS["privileged"], {"knowledge": settings.knowledge}, met, task)
     if missing:
         raise RecipeError(f"{where} with knowledge = '{settings.knowledge}' needs {missing}.")
+    check_feedback(where, settings.knowledge == "feedback", task, problems[0])
     longest = told_length(task, policy, problems, settings.knowledge)
     if longest + stage.max_new_tokens > policy.context_length:
         raise ModelError(

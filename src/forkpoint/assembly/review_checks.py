@@ -1,12 +1,12 @@
 """What a stage with `edits:STAGE` needs of its task, found before anything runs."""
 
+from forkpoint.assembly.credit_checks import check_feedback
 from forkpoint.config.recipe import TextStage, data_source
 from forkpoint.config.review import ReviewSettings
 from forkpoint.errors import RecipeError
-from forkpoint.probe import Markable, Privileged, Relabelable, Solver, Stateful
+from forkpoint.probe import Markable, Privileged, Relabelable, Solver, Stateful, Teachable
 from forkpoint.records import Problem
 from forkpoint.review.chat import chat_models
-from forkpoint.review.repair import shows_any_text
 from forkpoint.tasks.protocol import Task
 
 
@@ -23,6 +23,8 @@ def check_review(where: str, stage: TextStage, task: Task, problem: Problem, *, 
     if kind == "lessons":
         if not isinstance(task, Privileged):
             raise RecipeError(f"{where}: data = '{stage.data}' needs `privileged_prompt`, which {task.name} lacks.")
+        if not isinstance(task, Teachable):
+            raise RecipeError(f"{where}: data = '{stage.data}' needs `lesson_of`, which {task.name} lacks.")
         for text in () if stage.lessons is None else stage.lessons.texts:
             task.privileged_prompt(problem, text)
     if kind != "edits":
@@ -38,10 +40,7 @@ def check_review(where: str, stage: TextStage, task: Task, problem: Problem, *, 
         )
     chat_models(settings.chat, where=f"{where}: review.chat")
     told = settings.edit == "fix" and "policy" in settings.sources and "feedback" in settings.knowledge
-    if told and not shows_any_text(task, problem):
-        raise RecipeError(
-            f"{where}: review.knowledge = 'feedback' needs prompts that can hold any text; those of {task.name} cannot."
-        )
+    check_feedback(f"{where}: review", told, task, problem)
     if settings.edit == "summarise" and isinstance(task, Markable):
         task.dead_end_mark(problem, "", task.solve(problem))
 

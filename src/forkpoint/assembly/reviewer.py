@@ -75,10 +75,13 @@ def stage_reviewer(run: Path, stage: str) -> Reviewer:
     policy, task = last_policy(assembly, stage), assembly.task(made)
     update = checkpoint_update(last_checkpoint(run, stage))
     key = Key.root(assembly.recipe.seed).child("review", stage)
-    budget = evaluation_budget(assembly.recipe, made)
+    if isinstance(made, RLStage | ForksStage):
+        # What the stage stored was drawn so, and its values are those of rollouts of this length.
+        budget, temperature = made.max_new_tokens, made.temperature
+    else:
+        budget = evaluation_budget(assembly.recipe, made)
+        temperature = assembly.recipe.evaluation.temperature
     return Reviewer(
         run=run, stage=stage, update=update, task=task, policy=policy, key=key, max_new_tokens=budget,
-        probe=assembly.branching_probe(policy, task, key.child("probe"), budget),
-        temperature=made.temperature if isinstance(made, RLStage | ForksStage)
-        else assembly.recipe.evaluation.temperature,
+        probe=assembly.branching_probe(policy, task, key.child("probe"), budget), temperature=temperature,
     )  # fmt: skip

@@ -5,8 +5,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from types import MappingProxyType, NoneType
+from typing import Any, get_args
 
 from forkpoint.config.load import validate
 from forkpoint.config.policies import FolderPolicy
@@ -53,6 +53,11 @@ LOSSES: Mapping[str, str] = MappingProxyType(
     {name: f"forkpoint.losses:{name}" for name in ("reinforce", "clipped_surrogate", "dppo_tv", "mixed_policy")}
 )
 
+_PLAIN: Mapping[Any, tuple[type, ...]] = MappingProxyType(
+    {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
+)
+"""Types that an option may declare, and those of the values that fit."""
+
 
 def resolve(where: str, name: str, table: Mapping[str, str]) -> Callable[..., Any]:
     """The function of a name in a table, or of `package.module:function`."""
@@ -67,6 +72,21 @@ def resolve(where: str, name: str, table: Mapping[str, str]) -> Callable[..., An
     if not callable(found):
         raise RecipeError(f"{where} = '{name}' is no function.")
     return found
+
+
+def check_options(where: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raises RecipeError for an option that the function does not have, or not of the plain type that it declares."""
+    parameters = inspect.signature(function).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    known = {name: item for name, item in parameters.items() if item.kind is item.KEYWORD_ONLY}
+    for name, value in options.items():
+        if name not in known:
+            raise RecipeError(unknown_name(where, name, known))
+        declared = get_args(known[name].annotation) or (known[name].annotation,)
+        kinds = [kind for kind in declared if kind is not NoneType]
+        if all(kind in _PLAIN for kind in kinds) and not any(type(value) in _PLAIN[kind] for kind in kinds):
+            raise RecipeError(f"{where}.{name} = {value!r} must be {' or '.join(kind.__name__ for kind in kinds)}.")
 
 
 def build_task(table: Mapping[str, Any], *, where: str = "[task]", folder: Path | None = None) -> Task:

@@ -1,7 +1,6 @@
 """`forkpoint meter`: every credit rule against the truth, and what it costs."""
 
 import copy
-import inspect
 import json
 import sys
 import time
@@ -15,11 +14,18 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from forkpoint.cli.evaluate import find_model
-from forkpoint.cli.meter_learning import NOT_LEARNED, Learning, learned
-from forkpoint.cli.meter_predict import NOT_PREDICTED, Predicting, predicted, predicted_recipe, print_prediction
+from forkpoint.cli.meter_learning import NOT_LEARNED, Learning, learned, learning_rates
+from forkpoint.cli.meter_predict import (
+    NOT_PREDICTED,
+    Predicting,
+    predicted,
+    predicted_recipe,
+    print_prediction,
+    write_document,
+)
 from forkpoint.cli.options import Json, Positive, Settings
 from forkpoint.cli.output import finite, print_json, print_table
-from forkpoint.errors import ForkpointError, unknown_name
+from forkpoint.errors import ForkpointError
 
 if TYPE_CHECKING:
     from forkpoint.meter.reading import Extent
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
     from forkpoint.tasks.protocol import Task
 
 LINE_SECONDS = 10.0
+TASK = "keychain"
 RULES = "leave_one_out,group_mean_std,survivors,batch_baseline"
 CORPORA: Mapping[str, str] = {"keychain": "demonstrator", "paths": "walks", "arithmetic": "noisy"}
 """What a tiny decoder imitates before it is measured."""
@@ -40,7 +47,7 @@ Target = Annotated[
     Parameter(help="With --predict: RECIPE or RECIPE:STAGE instead of a task; without STAGE its first RL stage."),
 ]
 Seed = Annotated[int, Parameter(help="Names every draw.")]
-Out = Annotated[Path | None, Parameter(help="A folder for meter.json and meter.html.")]
+Out = Annotated[Path | None, Parameter(help="A folder for meter.json, and meter.html of a reading.")]
 Whole = Annotated[int, Parameter(validator=Number(gte=0))]
 
 
@@ -84,7 +91,7 @@ def meter(
     recipe: Target = None,
     /,
     *,
-    task: str = "keychain",
+    task: str = TASK,
     rules: str = RULES,
     variant: str | None = None,
     set_: Settings = (),
@@ -122,10 +129,13 @@ def meter(
         Print as JSON.
     """
     if recipe is not None:
+        named = {"--variant": variant, "--option": option, "--max-new-tokens": max_new_tokens}
+        _check_recipe_alone(recipe, named | {"--task": task != TASK, "--rules": rules != RULES})
         told = predicted_recipe(recipe, predicting, settings=set_, run=source.run, seed=seed, said=_Progress())
-        return print_prediction(told, as_json=json_)
+        return print_prediction(told, as_json=json_, out=out)
     table = _task_table(task, variant, set_)
     built, wanted = _built(table), _rules(rules, option)
+    learning_rates(learning.rates)
     _check(built, source, wanted, tier, sizes)
     budget, said = max_new_tokens or _budget(built, task), _Progress()
     policy, origin = _policy(
@@ -135,16 +145,24 @@ def meter(
     told = {"task": task, "variant": variant, "settings": table, "policy": origin}
     head = {**told, "max_new_tokens": budget, "seed": seed}
     if predicting.predict:
-        return print_prediction(predicted(subject, predicting, head=head, said=said), as_json=json_)
+        return print_prediction(predicted(subject, predicting, head=head, said=said), as_json=json_, out=out)
     found = {**head, **_read(subject, wanted, _extent(subject, tier, sizes), said)}
     if learning.learn is not None:
         found["learning"] = learned(partial(_fresh, subject), wanted, learning, head=head, out=out)
     return _tell(finite(found), out, as_json=json_)
 
 
+def _check_recipe_alone(recipe: str, named: Mapping[str, object]) -> None:
+    """Refuses options beside a recipe that says these things itself."""
+    given = [option for option, value in named.items() if value]
+    if given:
+        raise ForkpointError(f"{given[0]} does not go with {recipe}, which says it itself.")
+
+
 def _check(task: "Task", source: Source, rules: "Sequence[Rule]", tier: str, sizes: Sizes) -> None:
     """Refuses what cannot be before anything is trained."""
-    from forkpoint.assembly.credit_checks import check_rule_needs
+    from forkpoint.assembly import CREDIT_RULES
+    from forkpoint.assembly.credit_checks import check_rule_needs, try_rule
     from forkpoint.seeds import Key
     from forkpoint.tasks.lab import Lab
 
@@ -153,6 +171,8 @@ def _check(task: "Task", source: Source, rules: "Sequence[Rule]", tier: str, siz
     problem = task.problem(Key.root(0))
     for rule in rules:
         check_rule_needs("--rules", rule.name, getattr(rule.give, "keywords", {}), task, problem)
+        if rule.name in CREDIT_RULES:
+            try_rule("--option", rule.give, task, problem)
     if source.run is not None or isinstance(task, Lab):
         return
     if tier == "exact":
@@ -202,7 +222,7 @@ def _rules(text: str, options: Sequence[str]) -> "list[Rule]":
 
 
 def _rule(name: str, options: Sequence[str]) -> "Rule":
-    from forkpoint.assembly import CREDIT_RULES, resolve
+    from forkpoint.assembly import CREDIT_RULES, check_options, resolve
     from forkpoint.assembly.tables import CRITIC_RULES
     from forkpoint.config.load import override_table
     from forkpoint.meter.subject import Rule
@@ -210,10 +230,7 @@ def _rule(name: str, options: Sequence[str]) -> "Rule":
     given = resolve("--rules", name, CREDIT_RULES)
     mine = [text.removeprefix(f"{name}.") for text in options if text.startswith(f"{name}.")]
     bound = override_table({}, mine)
-    known = [each.name for each in inspect.signature(given).parameters.values() if each.kind is each.KEYWORD_ONLY]
-    for key in bound:
-        if key not in known:
-            raise ForkpointError(unknown_name(f"--option {name}", key, known))
+    check_options(f"--option {name}", given, bound)
     return Rule(name=name, give=partial(given, **bound), critic=name in CRITIC_RULES)
 
 
@@ -330,11 +347,9 @@ def _tell(document: Mapping[str, Any], folder: Path | None, *, as_json: bool) ->
 
 
 def _write(document: Mapping[str, Any], folder: Path) -> None:
-    from forkpoint.files import make_folder, write_text_atomic
     from forkpoint.report.meter import write_meter
 
-    make_folder(folder)
-    write_text_atomic(folder / "meter.json", json.dumps(document, indent=2) + "\n")
+    write_document(document, folder)
     print(f"page: {write_meter(document, folder)}", file=sys.stderr, flush=True)
 
 

@@ -77,7 +77,7 @@ def _cells(
             seed=head["seed"] + seed,
         )
         for seed in range(asked.learn or 0)
-        for arm in _arms(rules, _rates(asked.rates), str(head["task"]))
+        for arm in _arms(rules, learning_rates(asked.rates), str(head["task"]))
     ]
 
 
@@ -87,7 +87,8 @@ def _race(asked: Learning) -> "Race":
     return Race(max_tokens=asked.learn_tokens, target=asked.target)
 
 
-def _rates(text: str) -> list[float]:
+def learning_rates(text: str) -> list[float]:
+    """The numbers of `--rates`; raises ForkpointError for others than different ones above 0 and at most 1."""
     try:
         rates = [float(part) for part in text.split(",")]
     except ValueError:

@@ -1,5 +1,6 @@
 """What `forkpoint meter --predict` says before training: does dense credit pay, is it safe, which rule."""
 
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -132,9 +133,11 @@ def _subject(policy: "Policy", task: Any, stage: "RLStage", *, group_size: int, 
     )  # fmt: skip
 
 
-def print_prediction(found: Mapping[str, Any], *, as_json: bool) -> int:
-    """Prints a short table and the verdict, or the document; returns the exit code 0."""
+def print_prediction(found: Mapping[str, Any], *, as_json: bool, out: Path | None) -> int:
+    """Prints a short table and the verdict, or the document; returns the exit code 0.  `out` gets meter.json."""
     document = finite(found)
+    if out is not None:
+        write_document(document, out)
     if as_json:
         print_json(document)
         return 0
@@ -144,6 +147,14 @@ def print_prediction(found: Mapping[str, Any], *, as_json: bool) -> int:
     for line in document["lines"]:
         print(line)
     return 0
+
+
+def write_document(document: Mapping[str, Any], folder: Path) -> None:
+    """Writes `meter.json` into a folder, which is made where it is not there."""
+    from forkpoint.files import make_folder, write_text_atomic
+
+    make_folder(folder)
+    write_text_atomic(folder / "meter.json", json.dumps(document, indent=2) + "\n")
 
 
 def _rows(document: Mapping[str, Any]) -> list[list[str]]:

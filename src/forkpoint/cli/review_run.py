@@ -99,7 +99,7 @@ def propose_run(run: Path, asked: Asked, *, as_json: bool) -> int:
     if as_json:
         print_json({**summary, "tokens": done.tokens, "gate": None if gate is None else gate.line})
     elif not done.rollouts:
-        print("the budget was too small" if done.over else _nothing(run, reviewer.stage))
+        print("the budget was too small" if done.over else _nothing(run, reviewer.stage, asked))
     else:
         fixes = "" if asked.successes else f", {done.proposals} fixes proposed"
         print(f"{done.rollouts} rollouts reviewed, {done.hinges} hinges found{fixes}")
@@ -108,8 +108,11 @@ def propose_run(run: Path, asked: Asked, *, as_json: bool) -> int:
     return 0
 
 
-def _nothing(run: Path, stage: str) -> str:
-    """Why there is nothing to review among the rollouts that a stage kept."""
+def _nothing(run: Path, stage: str, asked: Asked) -> str:
+    """Why there is nothing to review among the rollouts that a stage kept, or among fresh ones."""
+    if asked.fresh:
+        wanted = "was right" if asked.successes else "failed on a problem that another one solved"
+        return f"nothing to review: of the fresh rollouts none that is not reviewed yet {wanted}"
     with RunReader(run) as reader:
         kept = [rollout.id for rollout in reader.rollouts(stage)]
         verdicts = (reader.verdict(name) for name in kept)

@@ -30,7 +30,8 @@ class ReviewSettings(Strict):
     continuations: Annotated[int, Field(ge=4, le=4096)] = 32
     """Most rollouts after the fix, and as many after a step drawn anew, in the test of a fix; 4 to 4096."""
     fresh: Annotated[int, Field(ge=1, le=4096)] = 32
-    """Rollouts of each arm behind the reported lift of an accepted fix; they decide nothing but that it is above 0."""
+    """Rollouts of each arm behind the reported lift of an accepted fix.  They withdraw one whose interval lies below 0,
+    and decide nothing else."""
     budget: Annotated[int, Field(ge=1, le=10_000_000_000)] = 200_000
     """Most tokens of continuations and trials; the gate and the policy's proposals come on top, and are counted."""
     false_discovery: Annotated[float, Field(gt=0, lt=1)] = 0.05

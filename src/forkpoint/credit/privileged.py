@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forkpoint.credit.group import leave_one_out
-from forkpoint.probe import Privileged, Probe, ScoreRequest
+from forkpoint.errors import ForkpointError
+from forkpoint.probe import Privileged, Probe, ScoreRequest, fits
 from forkpoint.records import Batch, Credit, Group, Ints, Problem, Rollout, frozen_array
 
 Array = NDArray[np.float64]
@@ -193,14 +194,31 @@ def _log_ratios(batch: Batch, probe: Probe, base: Sequence[Credit], prompts: Seq
 def told_prompts(batch: Batch, probe: Probe, knowledge: Knowledge | Told) -> list[Ints | None]:
     """The prompt tokens of each rollout of `batch.rollouts` with its knowledge; None where there is nothing to tell.
 
+    A sibling that the task's prompts cannot hold, or that leaves a rollout no room in the context, tells nothing.
+
     Raises:
         ValueError: a task without `privileged_prompt`.
+        TaskError: the task's prompts cannot hold other knowledge.
     """
-    task = probe.task
+    task, written = probe.task, knowledge == "sibling"
     if not isinstance(task, Privileged):
         raise ValueError("privileged: the task has no privileged_prompt.")
     problems = [group.problem for group in batch.groups for _ in group.rollouts]
-    return [
-        None if text is None else probe.encode_prompt(task.privileged_prompt(problem, text))
-        for problem, text in zip(problems, knowledge_of(batch, task, knowledge=knowledge), strict=True)
-    ]
+    known = knowledge_of(batch, task, knowledge=knowledge)
+    prompts: list[Ints | None] = []
+    for problem, rollout, text in zip(problems, batch.rollouts, known, strict=True):
+        told = None if text is None else _told(task, probe, problem, text, written=written)
+        # What a policy wrote may be longer than any text that a dry run saw.
+        room = told is None or not written or fits(probe, len(told), len(rollout.tokens))
+        prompts.append(told if room else None)
+    return prompts
+
+
+def _told(task: Privileged, probe: Probe, problem: Problem, text: str, *, written: bool) -> Ints | None:
+    """The prompt with a text in it; None for what a policy has `written` and no prompt can hold."""
+    try:
+        return probe.encode_prompt(task.privileged_prompt(problem, text))
+    except ForkpointError:
+        if written:
+            return None
+        raise

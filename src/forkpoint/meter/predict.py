@@ -82,6 +82,8 @@ class Prediction:
     overlap: Measured
     headroom: Measured
     """Generated tokens of the uniform rule over those of the dense one, to the same success."""
+    least: float
+    """The head-room from which dense credit pays, by what its rule costs."""
     dependence: Dependence | None
     pays: bool | None
     """None: the groups do not tell."""
@@ -270,9 +272,14 @@ def worthwhile(room: Measured, cost: Cost) -> bool | None:
     """
     if not math.isfinite(room.value):
         return None
-    if room.value < max(PAYS, 1 + replace(cost, verifier_calls=0.0).token_equivalents()):
+    if room.value < least_room(cost):
         return False
     return True if room.interval[0] > 1 else None
+
+
+def least_room(cost: Cost) -> float:
+    """The least head-room that is worth it: `PAYS`, or all that the rule samples and reads."""
+    return max(PAYS, 1 + replace(cost, verifier_calls=0.0).token_equivalents())
 
 
 def safety(depends: Dependence | None, shared: float, *, sees_outputs: bool) -> bool | None:
@@ -301,7 +308,8 @@ def _prediction(
     known = int((np.diag(tables.power["deciding"]) > 0).sum())
     enough = count if known >= LEAST else 0
     room = _logarithmic(lambda some: headroom(some, problems), tables, enough)
-    pays = worthwhile(room, advice(subject, batch, found, pays=True, safe=True).cost)
+    cost = advice(subject, batch, found, pays=True, safe=True).cost
+    pays = worthwhile(room, cost)
     shared = _logarithmic(table_overlap, tables, enough)
     safe = safety(depends, shared.value, sees_outputs=getattr(subject.policy, "sees_outputs", True))
     chosen = advice(subject, batch, found, pays=pays, safe=safe)
@@ -311,7 +319,7 @@ def _prediction(
         known=known, problems_per_update=problems, influence=found.rule, deciding=found.share,
         filler_noise=parts[0] / sum(parts) if sum(parts) > 0 else float("nan"),
         noise={name: _ratio(tables.power[name], problems) for name in ("uniform", "dense")},
-        overlap=shared, headroom=room, dependence=depends, pays=pays, safe=safe,
+        overlap=shared, headroom=room, least=least_room(cost), dependence=depends, pays=pays, safe=safe,
         advice=chosen,
     )  # fmt: skip
 
@@ -330,8 +338,8 @@ def verdict_lines(found: Prediction) -> list[str]:
     word = {True: "pays", False: "does not pay", None: "may pay, these groups do not tell"}[found.pays]
     return [
         f"dense credit {word}: head-room {found.headroom.value:.1f} times [{low:.1f}, {high:.1f}] in generated tokens "
-        f"(from {PAYS}); {found.filler_noise:.0%} of the noise is from tokens that do not decide, and it moves those "
-        f"that do {found.overlap.value:.2f} times as far as their own.",
+        f"(from {found.least:.3g}); {found.filler_noise:.0%} of the noise is from tokens that do not decide, and it "
+        f"moves those that do {found.overlap.value:.2f} times as far as their own.",
         _safety(found),
         _choice(found),
     ]

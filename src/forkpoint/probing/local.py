@@ -51,6 +51,11 @@ class LocalProbe:
         return self._policy
 
     @property
+    def context_length(self) -> int:
+        """Most tokens of a prompt and what follows it."""
+        return self._policy.context_length
+
+    @property
     def cost(self) -> Mapping[str, int]:
         """Spent so far: sampled and scored tokens, verifier calls, scoring forwards."""
         return dict(self._cost)

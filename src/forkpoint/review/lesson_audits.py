@@ -1,4 +1,4 @@
-"""Is a lesson read, and is it true?  Paired trials on held-out problems against what it must not be confused with.
+"""Is a lesson read, and is it true?  Paired trials on other problems against what it must not be confused with.
 
 Each problem is tried with the lesson, without it, with its own characters (or words) in random order, with a lesson
 about something else, and with its meaning changed (arXiv 2601.22436: agents often ignore condensed lessons; a faithful
@@ -141,11 +141,11 @@ def audit_lessons(
 ) -> list[LessonAudit]:  # fmt: skip
     """The audit of each lesson, in order; asks the probe once for all rollouts.
 
-    `problems` are held out; one that comes again is left out.  A lesson is tried on the first `plan.problems` of those
-    that it would be retrieved for, one rollout for each arm.  It passes if it beats none, shuffled and irrelevant, and
-    if the corrupted one, where there is any, does worse.  All three must hold, so the largest of the three p-values is
-    one of the whole claim (intersection-union test, Berger 1982); Holm's factor over the lessons that were tried keeps
-    the chance of any useless lesson among them passing at `level`.
+    `problems` are others than the lessons came from; one that comes again is left out.  A lesson is tried on the first
+    `plan.problems` of those that it would be retrieved for, one rollout for each arm.  It passes if it beats none,
+    shuffled and irrelevant, and if the corrupted one, where there is any, does worse.  All three must hold, so the
+    largest of the three p-values is one of the whole claim (intersection-union test, Berger 1982); Holm's factor over
+    the lessons that were tried keeps the chance of any useless lesson among them passing at `level`.
 
     `others`: lessons to take an irrelevant one from, where the task does not make one itself.
     """

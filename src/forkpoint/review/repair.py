@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from forkpoint.errors import ForkpointError
-from forkpoint.probe import Privileged, Probe, SampleRequest, Solver, Stateful, Stepped
+from forkpoint.probe import Privileged, Probe, SampleRequest, Solver, Stateful, Stepped, fits
 from forkpoint.records import Edit, EditKind, Group, Ints, Problem, Rollout, StopReason
 from forkpoint.review.postmortem import make_edit
 from forkpoint.review.steps import Blamed, first_step, fixed_prefix, step_end, stops_of
@@ -150,6 +150,9 @@ def _from_policy(
                 continue
             if told is None:
                 offers[place].append((POLICY, "", f"there is no {kind} to tell it, or no way"))
+                continue
+            if not fits(probe, len(told), step.end):
+                offers[place].append((POLICY, "", f"its prompt with the {kind} leaves no room in the model's context"))
                 continue
             made = _step_requests(step, probe, settings, key.child("repair", kind), told)
             requests += made
