@@ -129,18 +129,15 @@ def meter(
         Print as JSON.
     """
     if recipe is not None:
-        named = {"--variant": variant, "--option": option, "--max-new-tokens": max_new_tokens}
-        _check_recipe_alone(recipe, named | {"--task": task != TASK, "--rules": rules != RULES})
-        told = predicted_recipe(recipe, predicting, settings=set_, run=source.run, seed=seed, said=_Progress())
-        return print_prediction(told, as_json=json_, out=out)
+        _check_alone(recipe, (task, rules), variant, option, max_new_tokens)
+        found = predicted_recipe(recipe, predicting, settings=set_, run=source.run, seed=seed, said=_Progress())
+        return print_prediction(found, as_json=json_, out=out)
     table = _task_table(task, variant, set_)
     built, wanted = _built(table), _rules(rules, option)
-    learning_rates(learning.rates)
-    _check(built, source, wanted, tier, sizes)
+    _check(built, source, wanted, tier, sizes, learning.rates)
     budget, said = max_new_tokens or _budget(built, task), _Progress()
-    policy, origin = _policy(
-        built, source, said, identity=json.dumps(table, sort_keys=True), seed=seed, decoder=_decoder(task, variant)
-    )
+    identity, decoder = json.dumps(table, sort_keys=True), _decoder(task, variant)
+    policy, origin = _policy(built, source, said, identity=identity, seed=seed, decoder=decoder)
     subject = _subject(policy, built, sizes, budget=budget, seed=seed)
     told = {"task": task, "variant": variant, "settings": table, "policy": origin}
     head = {**told, "max_new_tokens": budget, "seed": seed}
@@ -152,20 +149,27 @@ def meter(
     return _tell(finite(found), out, as_json=json_)
 
 
-def _check_recipe_alone(recipe: str, named: Mapping[str, object]) -> None:
-    """Refuses options beside a recipe that says these things itself."""
-    given = [option for option, value in named.items() if value]
+def _check_alone(
+    recipe: str, named: tuple[str, str], variant: str | None, option: Sequence[str], max_new_tokens: int | None
+) -> None:
+    """Refuses options beside a recipe that says these things itself; `named` are the task and the rules."""
+    values = {
+        "--task": named[0] != TASK, "--rules": named[1] != RULES, "--variant": variant, "--option": option,
+        "--max-new-tokens": max_new_tokens,
+    }  # fmt: skip
+    given = [name for name, value in values.items() if value]
     if given:
         raise ForkpointError(f"{given[0]} does not go with {recipe}, which says it itself.")
 
 
-def _check(task: "Task", source: Source, rules: "Sequence[Rule]", tier: str, sizes: Sizes) -> None:
+def _check(task: "Task", source: Source, rules: "Sequence[Rule]", tier: str, sizes: Sizes, rates: str) -> None:
     """Refuses what cannot be before anything is trained."""
     from forkpoint.assembly import CREDIT_RULES
     from forkpoint.assembly.credit_checks import check_rule_needs, try_rule
     from forkpoint.seeds import Key
     from forkpoint.tasks.lab import Lab
 
+    learning_rates(rates)
     if 0 < sizes.batches < 3:
         raise ForkpointError(f"--batches = {sizes.batches}: gradients need at least 3, or 0 to leave them out.")
     problem = task.problem(Key.root(0))
