@@ -224,6 +224,11 @@ def test_a_table_is_asked_by_continuations():
     found = predict(subject, groups=8)
     assert found.influence == "branch"
     assert found.dependence is None
+    # Continuations cost several rollouts, so head-room pays from far above the usual threshold, also where it does not.
+    assert found.least > 2
+    assert found.pays is not True or found.headroom.value >= found.least
+    if found.pays is not None:
+        assert f"(from {found.least:.3g})" in verdict_lines(found)[0]
 
 
 def test_too_little_is_said_to_be_unknown():

@@ -12,7 +12,7 @@ from forkpoint.errors import ContextError
 from forkpoint.policies.causal import CausalPolicy
 from forkpoint.policies.texts import Texts, alphabet_tokenizer
 from forkpoint.policies.tiny import build_decoder
-from forkpoint.probe import Continuation, Probe, Sampler, SampleRequest, ScoreRequest
+from forkpoint.probe import Continuation, Probe, Sampler, SampleRequest, ScoreRequest, fits
 from forkpoint.probing.local import BranchPlan, LocalProbe
 from forkpoint.records import Outcome, Problem, Rollout, Verdict, frozen_array
 from forkpoint.sampling.engine import LocalSampler
@@ -77,6 +77,12 @@ def scored(tokens: list[int], temperature: float = 1.0) -> ScoreRequest:
 def test_it_is_a_probe_and_its_sampler_a_sampler(probe: LocalProbe, policy: CausalPolicy) -> None:
     assert isinstance(probe, Probe)
     assert isinstance(LocalSampler(policy), Sampler)
+
+
+def test_it_says_how_much_its_policy_can_read(probe: LocalProbe, policy: CausalPolicy) -> None:
+    room = policy.context_length
+    assert fits(probe, room - 3, 3)
+    assert not fits(probe, room - 3, 4)
 
 
 def test_rollouts_come_in_the_order_of_the_requests(probe: LocalProbe) -> None:

@@ -182,12 +182,17 @@ REFUSED = [
         "with knowledge = 'answer' needs privileged_prompt, which the task paths",
     ),
     (chain("policy.context=16"), ModelError, "a privileged prompt of 13 tokens and a rollout of 4 do not fit"),
+    (
+        chain("stage.taught.distillation.knowledge=feedback"),
+        RecipeError,
+        "distillation: knowledge = 'feedback' needs prompts that can hold any text; those of keychain cannot",
+    ),
     (chain("stage.taught.bugs.averaging=rank"), RecipeError, "does not go with emulated bugs"),
     (tiny_recipe(STAGE, head=LAB), RecipeError, "needs a causal language model"),
 ]
 
 
-@pytest.mark.parametrize(("recipe", "error", "part"), REFUSED, ids=["task", "context", "bugs", "tabular"])
+@pytest.mark.parametrize(("recipe", "error", "part"), REFUSED, ids=["task", "context", "feedback", "bugs", "tabular"])
 def test_what_cannot_be_is_refused_before_anything_is_trained(recipe, error, part, tmp_path):
     with pytest.raises(error) as caught:
         check_recipe(recipe, tmp_path, tmp_path)

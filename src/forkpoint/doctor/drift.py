@@ -178,7 +178,7 @@ def _credited_throughout(past: History, limits: Limits) -> bool:
     """Whether credit varies within rollouts and hardly a token of the last window is left out."""
     known = np.flatnonzero(np.isfinite(past.share))
     size = limits.window
-    return len(known) >= 2 * size and float(past.share[known[-size:]].mean()) < limits.share
+    return len(known) >= size and float(past.share[known[-size:]].mean()) < limits.share
 
 
 def _variance(values: Values) -> float:
