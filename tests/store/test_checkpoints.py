@@ -304,8 +304,8 @@ def test_a_damaged_one_is_passed_over_but_never_in_silence(tmp_path):
     told = []
     assert latest_checkpoint(tmp_path, damaged=told.append) == checkpoint_path(tmp_path, 1)
     assert [type(error) for error in told] == [CheckpointError] * 2
-    with pytest.warns(RuntimeWarning, match=r"step-00000[23].state\.json is missing; falling back"):
-        assert latest_checkpoint(tmp_path) == checkpoint_path(tmp_path, 1)
+    with pytest.raises(CheckpointError, match=r"step-000003.state\.json is missing; a resume goes on from the"):
+        latest_checkpoint(tmp_path)
     assert latest_checkpoint(tmp_path, verify=False) == checkpoint_path(tmp_path, 3)
     (checkpoint_path(tmp_path, 1) / "model.safetensors").unlink()
     told.clear()

@@ -11,6 +11,7 @@ from forkpoint.credit import leave_one_out
 from forkpoint.credit.masks import PENALTY_SLOPE
 from forkpoint.credit.privileged import privileged
 from forkpoint.credit.state_group import state_group
+from forkpoint.errors import RecipeError
 from forkpoint.records import Batch
 from forkpoint.training.rl import rewarded
 from forkpoint.training.rollouts import SamplePlan, judged_groups
@@ -75,5 +76,5 @@ def test_rules_over_states_and_knowledge_work_with_the_real_probe(assembly):
 def test_another_number_of_credits_is_refused(assembly):
     loop = assembly.loop("rl")
     short = replace(loop.training, credit_rule=lambda batch, probe, **_: [])
-    with pytest.raises(ValueError, match=r"gave 0 credits, not 16"):
+    with pytest.raises(RecipeError, match=r"gave 0 credits, not 16"):
         short.credits(drawn(loop))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from forkpoint.assembly.critics import build_critic
 from forkpoint.assembly.lab import build_tabular
-from forkpoint.assembly.tables import CREDIT_RULES, LOSSES, build_task, model_folder, resolve
+from forkpoint.assembly.tables import CREDIT_RULES, LOSSES, build_task, kept_task, model_folder, resolve
 from forkpoint.config.policies import FolderPolicy, TabularPolicy
 from forkpoint.config.recipe import AnyStage, ForksStage, Recipe, RLStage, Shifted, parent, rollout_budget
 from forkpoint.errors import CheckpointError, RecipeError
@@ -57,12 +57,16 @@ def build_policy(recipe: Recipe, folder: Path) -> "Policy":
     return CausalPolicy(model.to(dtype=DTYPES[spec.dtype]), Texts(tokenizer), device=spec.device)
 
 
+def task_tables(recipe: Recipe) -> list[dict[str, Any]]:
+    """The `[task]` table of the recipe, and those of its stages and shifted evaluations."""
+    tables = [recipe.task, *(stage.task for stage in recipe.stage if stage.task is not None)]
+    return [*tables, *(shift.task for shift in recipe.evaluation.shifted)]
+
+
 def shared_alphabet(recipe: Recipe, folder: Path) -> str:
     """Every character of the recipe's tasks, in order of appearance."""
-    tables = [recipe.task] + [stage.task for stage in recipe.stage if stage.task is not None]
-    tables += [shift.task for shift in recipe.evaluation.shifted]
     characters: dict[str, None] = {}
-    for table in tables:
+    for table in task_tables(recipe):
         task = build_task(table, folder=folder)
         if task.alphabet is None:
             raise RecipeError(
@@ -148,7 +152,7 @@ class Assembly:
         """The task of a shifted evaluation."""
         where = f"[[evaluation.shifted]] '{shift.name}'"
         if where not in self.tasks:
-            self.tasks[where] = build_task(shift.task, where=where, folder=self.origin)
+            self.tasks[where] = self._built_task(where, shift.task)
         return self.tasks[where]
 
     def loop(self, name: str, checkpoint: Path | None = None) -> "Loop":
@@ -240,8 +244,16 @@ class Assembly:
         """The task of a stage."""
         where = self.task_place(stage)
         if where not in self.tasks:
-            self.tasks[where] = build_task(stage.task or self.recipe.task, where=where, folder=self.origin)
+            self.tasks[where] = self._built_task(where, stage.task or self.recipe.task)
         return self.tasks[where]
+
+    def _built_task(self, where: str, table: Mapping[str, Any]) -> Task:
+        return build_task(kept_task(table, self.run, self.origin), where=where, folder=self.origin)
+
+    def keep_files(self) -> None:
+        """Copies the files of the recipe's tasks into the run, so that whoever reads the run later reads the same."""
+        for table in task_tables(self.recipe):
+            kept_task(table, self.run, self.origin, keep=True)
 
     def task_place(self, stage: AnyStage) -> str:
         """Where in the recipe the task of a stage stands."""

@@ -18,7 +18,7 @@ from forkpoint.assembly.critics import CriticKind, critic_kind
 from forkpoint.assembly.distillation_checks import check_distillation
 from forkpoint.assembly.reflect_checks import check_reflect
 from forkpoint.assembly.review_checks import check_review
-from forkpoint.assembly.tables import CREDIT_RULES, LOSSES, check_options, resolve
+from forkpoint.assembly.tables import CREDIT_RULES, LOSSES, check_call, check_options, resolve
 from forkpoint.config.curriculum import Curriculum
 from forkpoint.config.policies import FolderPolicy, TabularPolicy
 from forkpoint.config.recipe import AnyStage, ForksStage, Recipe, RLStage, TextStage, data_source, text_file
@@ -100,8 +100,10 @@ def _check_rules(stage: RLStage) -> None:
     where = f"[[stage]] '{stage.name}'"
     rule = resolve(f"{where}: credit.rule", stage.credit.rule, CREDIT_RULES)
     check_options(f"{where}: credit.options", rule, stage.credit.options)
+    check_call(f"{where}: credit.rule = '{stage.credit.rule}'", rule, 2, stage.credit.options)
     loss = resolve(f"{where}: loss.name", stage.loss.name, LOSSES)
     check_options(f"{where}: loss.options", loss, stage.loss.options)
+    check_call(f"{where}: loss.name = '{stage.loss.name}'", loss, 5 if stage.experts else 4, stage.loss.options)
     for name in stage.credit.wrap:
         if name not in WRAPPERS:
             raise RecipeError(unknown_name(f"{where}: credit.wrap", name, WRAPPERS))

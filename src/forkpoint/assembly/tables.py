@@ -11,6 +11,7 @@ from typing import Any, get_args
 from forkpoint.config.load import validate
 from forkpoint.config.policies import FolderPolicy
 from forkpoint.errors import RecipeError, unknown_name
+from forkpoint.tasks.demonstrations import kept_copy, kept_file
 from forkpoint.tasks.protocol import Task
 from forkpoint.verifiers.outside import OutsideTaskVerifier
 from forkpoint.verifiers.worker import RAISED
@@ -89,6 +90,14 @@ def check_options(where: str, function: Callable[..., Any], options: Mapping[str
             raise RecipeError(f"{where}.{name} = {value!r} must be {' or '.join(kind.__name__ for kind in kinds)}.")
 
 
+def check_call(where: str, function: Callable[..., Any], count: int, options: Mapping[str, Any]) -> None:
+    """Raises RecipeError for a function that cannot be called with so many arguments and these options."""
+    try:
+        inspect.signature(function).bind(*[None] * count, **options)
+    except TypeError as error:
+        raise RecipeError(f"{where} cannot be called with {count} arguments and its options: {error}.") from None
+
+
 def build_task(table: Mapping[str, Any], *, where: str = "[task]", folder: Path | None = None) -> Task:
     """The task of a `[task]` table; relative paths are seen from `folder`, the recipe's own."""
     settings = dict(table)
@@ -108,6 +117,21 @@ def build_task(table: Mapping[str, Any], *, where: str = "[task]", folder: Path 
         settings["path"] = str(folder / settings["path"])
     task: Task = module.build(validate(module.Settings, settings, where=f"{where} {name}"))
     return task
+
+
+def kept_task(table: Mapping[str, Any], run: Path, folder: Path, *, keep: bool = False) -> Mapping[str, Any]:
+    """The `[task]` table with the run's own copy as its file, where the task reads a file and the run has a copy.
+
+    `keep` makes the copy where there is none; `folder` is the recipe's.
+    """
+    path = table.get("path")
+    # What the settings of a task of somebody else mean is not known here.
+    if not isinstance(path, str) or ":" in str(table.get("name")):
+        return table
+    if keep:
+        kept_file(run, folder, path, keep=True)
+    copy = kept_copy(run, path)
+    return {**table, "path": str(copy.resolve())} if copy.is_file() else table
 
 
 def _outside_task(where: str, name: str, settings: Mapping[str, Any]) -> Task:

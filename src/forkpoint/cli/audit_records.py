@@ -1,5 +1,6 @@
 """The audits of a run or of foreign rollouts: which records, what was found, where it is kept and shown."""
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from forkpoint.audits.held_out import NEEDS, with_held_out
 from forkpoint.audits.part import RANKS, STATUS
 from forkpoint.audits.table import Result, chosen, run_audits
 from forkpoint.cli.audit_models import check_options, probe_of
-from forkpoint.cli.output import print_json, visible
+from forkpoint.cli.output import print_json, tell, visible
 from forkpoint.errors import RecipeError, StoreError, VerifierError
 from forkpoint.integrations.rollouts import foreign_records
 from forkpoint.records import Finding, Records, Severity
@@ -36,11 +37,11 @@ def audit_path(
         for result in run_audits(records, only=only, probe=probe_of(path, records, request, only)):
             _tell(f"{records.stage}: {result.audit} {result.seconds:.1f} s")
             results.append(result)
-        if is_run and store:
-            _store(path, records.stage, results)
         if not as_json:
             _print_stage(records, results)
         stages.append(_as_json(records, results))
+        if is_run and store:
+            _store(path, records.stage, results)
     worst = max((RANKS[BY_STATUS[stage["status"]]] for stage in stages), default=0)
     if as_json:
         print_json({"path": str(path), "stages": stages})
@@ -129,6 +130,9 @@ def _base(request: Mapping[str, Any]) -> Records | None:
 def _store(run: Path, stage: str, results: Sequence[Result]) -> None:
     """Keeps the findings; audits that ran replace what they had found before."""
     findings = [finding for result in results for finding in result.findings]
+    if not os.access(run / DATABASE, os.W_OK):
+        tell(f"{run} may only be read: the findings are not stored there.")
+        return
     with RunWriter.open(run) as writer:
         writer.record_findings(findings, audits=[result.audit for result in results if result.ran], stage=stage)
 

@@ -96,6 +96,7 @@ def _ks(text: str, samples: int) -> list[int]:
 def _trained_on(model: str, task: str) -> tuple[dict[str, Any], int | None]:
     """For `RUN:STAGE` on the run's own task, its settings and its budget in tokens; else the task's name alone."""
     from forkpoint.assembly import evaluation_budget
+    from forkpoint.assembly.tables import kept_task
     from forkpoint.config import load_recipe
 
     run, colon, name = model.rpartition(":")
@@ -104,11 +105,14 @@ def _trained_on(model: str, task: str) -> tuple[dict[str, Any], int | None]:
         return {"name": task}, None
     recipe = load_recipe(path)
     stage = next((stage for stage in recipe.stage if stage.name == name), None)
-    table = dict((stage.task if stage else None) or recipe.task)
-    # A relative path is seen from the recipe's own folder, which a run does not know.
-    if stage is None or table["name"] != task or "path" in table:
+    table = (stage.task if stage else None) or recipe.task
+    if stage is None or table["name"] != task:
         return {"name": task}, None
-    return table, evaluation_budget(recipe, stage)
+    kept = dict(kept_task(table, path.parent, path.parent))
+    if kept == table:
+        # A relative path is seen from the recipe's own folder, which a run without a copy does not know.
+        kept.pop("path", None)
+    return kept, evaluation_budget(recipe, stage)
 
 
 def _task(table: dict[str, Any], settings: Sequence[str]) -> "Task":

@@ -33,6 +33,11 @@ def print_error(message: str) -> None:
     print(f"error: {visible(' '.join(message.split()))}", file=sys.stderr, flush=True)
 
 
+def tell(line: str) -> None:
+    """One line on standard error."""
+    print(visible(line), file=sys.stderr, flush=True)
+
+
 def print_json(value: Any) -> None:  # noqa: ANN401
     """One JSON document on standard output; numbers that are not finite become null."""
     sys.stdout.write(json.dumps(finite(value), indent=2) + "\n")

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forkpoint.assembly.reviewer import stage_reviewer
-from forkpoint.cli.output import print_json, print_table
-from forkpoint.cli.review_run import tell, usual_stage
+from forkpoint.cli.output import print_json, print_table, tell
+from forkpoint.cli.review_run import usual_stage
 from forkpoint.errors import RecipeError
 from forkpoint.probe import Privileged
 from forkpoint.review.lesson_audits import reading_gate

@@ -1,12 +1,11 @@
 """The two commands of `review` that ask models: what they ask, what they say while they do, what they store."""
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from forkpoint.assembly.reviewer import REVIEW, Reviewer, stage_reviewer
-from forkpoint.cli.output import print_json, visible
+from forkpoint.cli.output import print_json, tell
 from forkpoint.errors import RecipeError, unknown_name
 from forkpoint.records import Edit, EditKind, Group
 from forkpoint.review.chat import chat_models
@@ -301,8 +300,3 @@ def _names(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
         if name not in known:
             raise RecipeError(unknown_name(option, name, known))
     return names
-
-
-def tell(line: str) -> None:
-    """One line on standard error."""
-    print(visible(line), file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from forkpoint.assembly import run_identity
 from forkpoint.cli.options import Flag, Json, Settings
-from forkpoint.cli.output import print_arms, print_error, print_json, print_plan, visible
+from forkpoint.cli.output import print_arms, print_error, print_json, print_plan, tell, visible
 from forkpoint.cli.worker import EXIT_STOPPED, EXIT_TERMINATED, SIGNALS
 from forkpoint.config import Recipe, load_recipe, recipe_to_toml
 from forkpoint.config.recipe import parent
@@ -72,7 +72,9 @@ def run(
     parsed = load_recipe(recipe, overrides)
     folder, origin = runs / parsed.name, recipe.resolve().parent
     if dry_run:
-        print_plan(parsed, _check(parsed, origin, folder), as_json=json_)
+        checked = _check(parsed, origin, folder)
+        _check_place(folder)
+        print_plan(parsed, checked, as_json=json_)
         return 0
     exists = _resumable(folder, asked=resume, allowed=resume or resume_if_exists)
     if not exists:
@@ -94,8 +96,19 @@ def _resumable(folder: Path, *, asked: bool, allowed: bool) -> bool:
     if exists and not allowed:
         raise StoreError(f"{folder} holds a run already: continue it with --resume, or name another with --name.")
     if asked and not exists:
-        raise StoreError(f"{folder} holds no run to resume.")
+        lost = any((folder / "stages").glob("*/*"))
+        why = f": {DATABASE} is missing or empty, and metrics would have a hole" if lost else ""
+        raise StoreError(f"{folder} holds no run to resume{why}.")
     return exists
+
+
+def _check_place(folder: Path) -> None:
+    """What a dry run says of the run folder: StoreError where none could be made, a line where a run lies there."""
+    place = next(each for each in (folder, *folder.resolve().parents) if each.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise StoreError(f"{folder} cannot be made: {place} is no folder that may be written to.")
+    if _holds_run(folder):
+        tell(f"{folder} holds a run already: continue it with --resume, or name another with --name.")
 
 
 def resume_command(recipe: Path, runs: Path, *, name: str | None, overrides: Sequence[str]) -> str:

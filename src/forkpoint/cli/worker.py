@@ -69,6 +69,7 @@ def work(assembly: Assembly, stop: Stopping) -> int:
     """
     from forkpoint.training.stage import run_stage
 
+    assembly.keep_files()
     ranks = descendants(assembly.recipe)
     with RunWriter.open(assembly.run) as writer, RunReader(assembly.run) as reader:
         while not stop():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from forkpoint.integrations.rollout_fields import Raw, RolloutsError
+from forkpoint.store import DATABASE
 
 MAX_ENTRY = 64 << 20
 """Bytes of one entry."""
@@ -227,6 +228,11 @@ def rollout_files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise RolloutsError(f"{path} is neither a run nor a file or folder of rollouts.")
+    runs = sorted(path.glob(f"*/{DATABASE}"))
+    if runs:
+        raise RolloutsError(f"{path} is no run folder, but holds some, such as {runs[0].parent}.")
+    if (path / "recipe.toml").is_file():
+        raise RolloutsError(f"{path} looks like a run folder, but {DATABASE} is missing.")
     found = [item for item in path.rglob("*") if item.suffix in SOURCES and item.is_file() and not item.is_symlink()]
     if not found or len(found) > MAX_FILES:
         raise RolloutsError(

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import stat
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -98,6 +97,10 @@ def save_checkpoint(folder: Path, write: Callable[[Path], None], *, state: Mappi
         wrapped: dict[str, JSON] = {"format": FORMAT, "files": sorted(_files(temporary)), "state": state}
         write_text_atomic(temporary / STATE, encode_json(wrapped))
         write_manifest(temporary)
+        # Tensors come out readable by their owner alone, whatever the umask.
+        mode = stat.S_IMODE((temporary / STATE).stat().st_mode)
+        for path in _files(temporary).values():
+            path.chmod(mode)
         _replace(temporary, folder)
     return folder
 
@@ -181,6 +184,8 @@ def load_manifest(path: Path) -> Manifest:
         manifest = json.loads(text)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is no complete checkpoint: {MANIFEST} is missing") from error
+    except PermissionError as error:
+        raise StoreError(f"{place} cannot be read: {error.strerror}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{place} cannot be read: {str(error).splitlines()[0]}") from error
     if not _is_manifest(manifest) or _manifest_text(manifest) != text:
@@ -206,6 +211,7 @@ def verify_checkpoint(path: Path) -> Manifest:
 
     Raises:
         CheckpointError: names the first file that is missing, extra, truncated or altered.
+        StoreError: there is no permission to read it.
     """
     manifest = load_manifest(path)
     try:
@@ -214,13 +220,16 @@ def verify_checkpoint(path: Path) -> Manifest:
         for name in sorted(set(manifest) - set(found)):
             raise CheckpointError(f"{path / name} is missing")
         for name in sorted(set(found) - set(manifest)):
-            raise CheckpointError(f"{path / name} does not belong to the checkpoint")
+            way = "" if STATE in manifest else f"; remove it, or {MANIFEST} to have the model unchecked"
+            raise CheckpointError(f"{path / name} does not belong to the checkpoint{way}")
         for name, file in sorted(found.items()):
             size = file.stat().st_size
             if size != manifest[name]["bytes"]:
                 raise CheckpointError(f"{file} has {size} bytes instead of {manifest[name]['bytes']}")
             if _digest(file) != manifest[name]["sha256"]:
                 raise CheckpointError(f"{file} was altered: its SHA-256 is not that of the manifest")
+    except PermissionError as error:
+        raise StoreError(f"{error.filename or path} cannot be read: {error.strerror}") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     return manifest
@@ -271,10 +280,11 @@ def latest_checkpoint(
 ) -> Path | None:
     """The newest checkpoint of a stage, None where there is none.
 
-    With `verify` a damaged one is passed over and told to `damaged`, by default as a RuntimeWarning.
+    With `verify` a damaged one is passed over and told to `damaged`; without `damaged` it is refused.
 
     Raises:
-        CheckpointError: there are checkpoints, and all are damaged.
+        CheckpointError: the newest one is damaged and nobody is told, or all are.
+        StoreError: there is no permission to read it.
     """
     found = list_checkpoints(folder)
     last = "unknown"
@@ -285,9 +295,9 @@ def latest_checkpoint(
             verify_checkpoint(path)
         except CheckpointError as error:
             last = str(error)
-            if damaged is None:
-                warnings.warn(f"{error}; falling back to the checkpoint before it", RuntimeWarning, stacklevel=2)
-            else:
+            if damaged is None and path != found[0]:
+                raise CheckpointError(f"{error}; a resume goes on from the checkpoint before it") from None
+            if damaged is not None:
                 damaged(error)
         else:
             return path

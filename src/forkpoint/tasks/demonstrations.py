@@ -24,15 +24,20 @@ KEPT = "texts"
 """The folder of a run that holds its own copies."""
 
 
+def kept_copy(run: Path, path: str) -> Path:
+    """Where a run keeps its own copy of a file that its recipe names."""
+    return run / KEPT / f"{content_hash(path)}.jsonl"
+
+
 def kept_file(run: Path, folder: Path, path: str, *, keep: bool = False) -> Path:
-    """The run's own copy of a file of texts, so that a resume reads what the run began with; else the file itself.
+    """The run's own copy of a file, so that a resume reads what the run began with; else the file itself.
 
     `keep` makes the copy where there is none; `folder` is the recipe's.
 
     Raises:
         TaskError: there is neither.
     """
-    copy, original = run / KEPT / f"{content_hash(path)}.jsonl", folder / path
+    copy, original = kept_copy(run, path), folder / path
     if keep and not copy.is_file():
         try:
             data = original.read_bytes()

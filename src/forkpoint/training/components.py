@@ -21,6 +21,7 @@ from forkpoint.batching import (
     padding_share,
     prompt_chunks,
 )
+from forkpoint.errors import RecipeError
 from forkpoint.losses import Loss
 from forkpoint.losses.distillation import Direction, distillation
 from forkpoint.losses.divergence import sequence_k2, token_k2
@@ -181,6 +182,8 @@ def _components(
     if objective.policy_loss is not None:
         terms = (logprobs, batch.behavior_logprobs, batch.advantages, batch.policy_weights)
         output = objective.policy_loss(*terms, *([batch.expert_weights] if objective.experts else []))
+        if not isinstance(output, LossOutput):
+            raise RecipeError(f"the loss of the stage gave no LossOutput but {type(output).__name__}")
         parts.append(("policy", output))
     if objective.imitation:
         parts.append(("imitation", cross_entropy(logprobs, batch.imitation_weights)))

@@ -16,6 +16,7 @@ from forkpoint.config.recipe import RLStage
 from forkpoint.credit import CreditRule
 from forkpoint.credit.masks import credit_metrics, wrapped
 from forkpoint.credit.privileged import Told
+from forkpoint.errors import RecipeError
 from forkpoint.losses import Loss, token_weights
 from forkpoint.policies.protocol import Policy
 from forkpoint.probe import Probe
@@ -155,8 +156,10 @@ class RLTraining:
         told = self._told(batch, chosen.options.get("knowledge"))
         options = chosen.options if told is None else {**chosen.options, "knowledge": told}
         credits = self.credit_rule(batch, self.probe, **options)
+        if not isinstance(credits, Sequence) or not all(isinstance(each, Credit) for each in credits):
+            raise RecipeError(f"credit.rule = '{chosen.rule}' gave no list of credits but {type(credits).__name__}")
         if len(credits) != len(batch.rollouts):
-            raise ValueError(f"credit.rule = '{chosen.rule}' gave {len(credits)} credits, not {len(batch.rollouts)}")
+            raise RecipeError(f"credit.rule = '{chosen.rule}' gave {len(credits)} credits, not {len(batch.rollouts)}")
         return wrapped(credits, batch, self.probe, wrap=chosen.wrap, options=chosen.wrap_options)
 
     def _told(self, batch: Batch, knowledge: object) -> Told | None:
