@@ -53,6 +53,8 @@ BAD = [
     (["stage.rl.credit.rule=:x"], ["credit.rule = ':x' cannot be imported"]),
     (["stage.rl.credit.rule=math:none"], ["'math:none' cannot be imported"]),
     (["stage.rl.credit.rule=math:pi"], ["'math:pi' is no function"]),
+    (["stage.rl.credit.rule=os:getcwd"], ["credit.rule = 'os:getcwd' cannot be called with 2 arguments"]),
+    (["stage.rl.loss.name=os.path:dirname"], ["loss.name = 'os.path:dirname' cannot be called with 4 arguments"]),
     (["stage.rl.credit.options.ddf=1"], ["credit.options = 'ddf' is not known", "none"]),
     (["stage.rl.credit.rule=group_mean_std", "stage.rl.credit.options.ddf=1"], ["'ddf'", "Did you mean 'ddof'?"]),
     (["stage.rl.credit.rule=group_mean_std", "stage.rl.credit.options.ddof=a"], ["ddof = 'a' must be int"]),

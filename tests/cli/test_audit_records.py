@@ -57,6 +57,17 @@ def test_a_run_is_audited_and_its_findings_are_kept_once(call, tmp_path):
     assert "base and rl on 24 problems (final)" in out
 
 
+def test_a_run_that_may_only_be_read_is_audited_all_the_same(call, tmp_path, monkeypatch):
+    run = stored_run(tmp_path / "run")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    code, out, err = call(run)
+    assert code == 0
+    assert "rl: 480 rollouts" in out
+    assert "may only be read: the findings are not stored there" in err
+    with RunReader(run) as reader:
+        assert reader.findings("rl") == []
+
+
 def test_fail_on_and_json(call, tmp_path):
     run = stored_run(tmp_path / "run", late=0, problems=48)
     code, out, _ = call(run, "--stage", "rl", "--fail-on", "sick", "--json", "--no-store")
@@ -92,6 +103,8 @@ def test_a_half_written_line_is_told(call, tmp_path):
     ("arguments", "message"),
     [
         (["absent"], "neither a run nor a file or folder"),
+        (["."], "is no run folder, but holds some, such as run"),
+        (["lost"], "lost looks like a run folder, but run.db is missing"),
         (["run", "--only", "coverag"], "Did you mean 'coverage'"),
         (["run", "--stage", "lr"], "It has: base, rl"),
         (["run", "--base", "run"], "write run:STAGE with one of base, rl"),
@@ -104,6 +117,8 @@ def test_a_half_written_line_is_told(call, tmp_path):
 def test_mistakes_are_one_line_and_exit_2(call, tmp_path, arguments, message):
     stored_run(tmp_path / "run", problems=1)
     rollouts(tmp_path / "a.jsonl", correct=True)
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "lost" / "recipe.toml").touch()
     code, out, err = call(*arguments)
     assert (code, out) == (2, "")
     assert message in err

@@ -324,6 +324,11 @@ def test_a_dry_run_writes_nothing(folder):
         "name": "rl", "kind": "rl", "from": "base", "updates": 6, "rollouts": 96, "max_sampled_tokens": 576,
     }  # fmt: skip
     assert not (folder / "runs").exists()
+    (folder / "taken").touch()
+    refused = launch(folder, "--dry-run", "--runs", "taken")
+    assert refused.wait() == 2
+    assert "taken/tiny cannot be made: " in refused.err
+    assert refused.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,7 @@ def test_a_sick_loop_exits_with_one(call, recipe, monkeypatch):
         ([], "name a recipe or a run folder"),
         (["nowhere.toml"], "there is no recipe at nowhere.toml"),
         (["{folder}"], "is neither a recipe nor a run folder"),
+        (["{folder}/runz"], "runz is neither a recipe nor a run folder"),
         (["{recipe}", "--stage", "rll"], "--stage = 'rll' is not known. Did you mean 'rl'?"),
         (["{recipe}", "--set", "stage.rl.credit.rule=x"], "credit.rule = 'x' is not known"),
     ],

@@ -30,6 +30,7 @@ from forkpoint.store import (
     stage_folder,
     verify_checkpoint,
 )
+from forkpoint.store.checkpoints import write_manifest
 
 
 def write_model(value):
@@ -214,6 +215,37 @@ def test_an_extra_file_is_named(tmp_path, name):
     (path / name).write_bytes(b"")
     with pytest.raises(CheckpointError, match=f"{name} does not belong"):
         load_state(path)
+
+
+def test_an_extra_file_of_an_exported_model_says_what_to_do(tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"x")
+    write_manifest(tmp_path)
+    (tmp_path / "README.md").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"README\.md does not belong.*remove it, or manifest\.json to have"):
+        verify_checkpoint(tmp_path)
+
+
+def test_all_files_may_be_read_by_those_who_may_read_the_state(tmp_path):
+    def write(folder):
+        write_model(1)(folder)
+        (folder / "model.safetensors").chmod(0o600)
+
+    path = save_checkpoint(checkpoint_path(tmp_path, 1), write, state={})
+    modes = {file.stat().st_mode for file in path.rglob("*") if file.is_file()}
+    assert modes == {(path / "state.json").stat().st_mode}
+
+
+def test_no_permission_is_no_damage(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("forkpoint.store.checkpoints._digest", refuse)
+    with pytest.raises(StoreError, match=r"step-000002.*cannot be read: Permission denied") as caught:
+        latest_checkpoint(tmp_path, damaged=pytest.fail)
+    assert not isinstance(caught.value, CheckpointError)
 
 
 def test_every_flipped_bit_and_every_truncation_is_detected(tmp_path):

@@ -10,6 +10,7 @@ from tiny_runs import BASE, tiny_recipe
 
 from forkpoint.assembly import build_policy
 from forkpoint.batching import Row
+from forkpoint.errors import RecipeError
 from forkpoint.losses import clipped_surrogate, dppo_tv, reinforce, token_weights
 from forkpoint.records import frozen_array
 from forkpoint.training import components
@@ -240,3 +241,8 @@ def test_entropy_and_mismatch_by_hand(policy):
     gradient(policy)
     assert sums["entropy_sum"] == pytest.approx(entropy, rel=1e-5)
     assert sums["mismatch_max"] == pytest.approx(worst, rel=1e-4)
+
+
+def test_a_loss_that_returns_something_else_is_refused(policy):
+    with pytest.raises(RecipeError, match="gave no LossOutput but int"):
+        accumulate(policy, make_rows(), Objective(policy_loss=lambda *_: 3), max_tokens=10_000)

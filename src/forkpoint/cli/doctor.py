@@ -63,7 +63,7 @@ def _examinations(target: Path, settings: Sequence[str], *, stage: str | None, f
     from forkpoint.store import DATABASE
 
     is_run = target.is_dir() and (target / DATABASE).is_file()
-    if not is_run and not target.is_file():
+    if (target.is_dir() and not is_run) or (not target.exists() and target.suffix != ".toml"):
         raise ForkpointError(f"{target} is neither a recipe nor a run folder.")
     recipe = load_recipe(target / "recipe.toml" if is_run else target, settings)
     import torch
