@@ -110,6 +110,7 @@ def test_a_half_written_line_is_told(call, tmp_path):
         (["run", "--base", "run"], "write run:STAGE with one of base, rl"),
         (["run", "--base", "run:lr"], "It has: base, rl"),
         (["run", "--format", "trl"], "--format goes with rollouts of another trainer"),
+        (["run", "--correct-at", "0"], "--correct-at goes with rollouts of another trainer"),
         (["run", "--fail-on", "bad"], "--fail-on"),
         (["a.jsonl", "--stage", "x"], "has rollouts"),
     ],

@@ -182,10 +182,13 @@ def same_rows(rows, run):
     kept, credits, verdicts = rows_of(run)
     assert sorted(row["id"] for row in rows) == sorted(r.id for _, r in kept)
     by_id = {row["id"]: row for row in rows}
+    with RunReader(run) as reader:
+        difficulties = {key: reader.problem(key).difficulty for key in {row["problem_key"] for row in rows}}
     for purpose, rollout in kept:
         row = by_id[rollout.id]
         assert set(row) == set(COLUMNS)
         assert row["purpose"] == purpose
+        assert row["difficulty"] == difficulties[row["problem_key"]]
         assert row["text"] == rollout.text
         assert row["tokens"] == rollout.tokens.tolist()
         assert row["logprobs"] == rollout.behavior_logprobs.tolist()

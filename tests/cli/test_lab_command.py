@@ -275,6 +275,16 @@ def test_a_run_of_the_lab_is_planned_from_options(capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("code", "told"), [(130, True), (2, False)])
+def test_a_stopped_run_of_the_lab_says_how_to_have_its_page(capsys, monkeypatch, tmp_path, code, told):
+    monkeypatch.setattr("forkpoint.cli.run.run", lambda *_, **__: code)
+    options = ["--runs", str(tmp_path / "r"), "--name", "x", "--horizon", "50"]
+    assert app(["lab", "train", *options]) == code
+    err = capsys.readouterr().err
+    again = f"forkpoint lab train --horizon 50 --checkpoint-every 20 --runs {tmp_path}/r --name x --resume"
+    assert (again in err) == told
+
+
 def test_train_wants_a_tabular_policy(fail):
     assert "the lab trains tabular policies" in fail("train", "recipes/backtrack.toml")
 

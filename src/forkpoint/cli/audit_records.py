@@ -51,7 +51,7 @@ def audit_path(
 def _of_run(run: Path, request: Mapping[str, Any]) -> Iterator[Records]:
     """The records of the stages of a run, each with that which it starts from."""
     for option in ("format", "correct_at", "model"):
-        if request[option]:
+        if request[option] not in (None, ""):
             raise RecipeError(f"--{option.replace('_', '-')} goes with rollouts of another trainer, {run} is a run.")
     with RunReader(run) as reader:
         known = reader.stages()

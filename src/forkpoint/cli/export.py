@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 TRAINER_FILES = frozenset({"trainer.safetensors", "state.json", "manifest.json"})
 """What a checkpoint holds beside a plain model; the copy gets a manifest of its own."""
 COLUMNS = (
-    "id", "stage", "purpose", "update", "group_id", "index", "task", "problem_key", "prompt", "reference", "text",
-    "prompt_tokens", "tokens", "logprobs", "loss_mask", "advantages", "credit_rule", "reward", "outcome", "correct",
-    "score", "answer", "reason", "temperature", "stop_reason",
+    "id", "stage", "purpose", "update", "group_id", "index", "task", "problem_key", "difficulty", "prompt", "reference",
+    "text", "prompt_tokens", "tokens", "logprobs", "loss_mask", "advantages", "credit_rule", "reward", "outcome",
+    "correct", "score", "answer", "reason", "temperature", "stop_reason",
 )  # fmt: skip
 """Of an exported rollout."""
 CHUNK = 1000
@@ -113,6 +113,7 @@ def _row(reader: RunReader, problem: "Problem", rollout: "Rollout", reward: "Rew
         "index": rollout.index,
         "task": problem.task,
         "problem_key": problem.key,
+        "difficulty": problem.difficulty,
         "prompt": _text(prompt),
         "reference": _text(problem.answer),
         "text": _text(rollout.text),
@@ -185,6 +186,7 @@ def _schema(pyarrow: Any) -> Any:  # noqa: ANN401
         "logprobs": pyarrow.list_(pyarrow.float32()),
         "loss_mask": pyarrow.list_(pyarrow.bool_()),
         "advantages": pyarrow.list_(pyarrow.float32()),
+        "difficulty": pyarrow.float64(),
         "reward": pyarrow.float64(),
         "correct": pyarrow.bool_(),
         "score": pyarrow.float64(),

@@ -11,6 +11,8 @@ from cyclopts.validators import Number
 
 from forkpoint.cli.lab_graph import Fork, GraphOptions, one_or_all
 from forkpoint.cli.options import Flag, Json, Positive, Settings
+from forkpoint.cli.output import tell
+from forkpoint.cli.worker import EXIT_STOPPED, EXIT_TERMINATED
 from forkpoint.config import Recipe, load_recipe
 from forkpoint.errors import RecipeError, StoreError
 
@@ -94,13 +96,19 @@ def train(
     changes = [*_stage_changes(parsed, horizon, checkpoint_every), *changes]
     code = run(path, runs=options.runs, set_=tuple(changes), name=options.name, dry_run=options.dry_run,
                resume=options.resume, resume_if_exists=options.resume_if_exists, json_=json_)  # fmt: skip
-    if code or options.dry_run:
+    if options.dry_run:
         return code
     said = shlex.join([
         "forkpoint", "lab", "train", *([str(recipe)] if recipe else []), *(["--policy", policy] if policy else []),
         *(["--horizon", str(horizon)] if horizon else []), "--checkpoint-every", str(checkpoint_every),
         *(f"--set={change}" for change in asked),
     ])  # fmt: skip
+    if code:
+        if code in (EXIT_STOPPED, EXIT_TERMINATED):
+            placed = [] if options.runs == RUN.runs else ["--runs", str(options.runs)]
+            named = [] if options.name is None else ["--name", options.name]
+            tell(f"to have lab.html at the end: {said} {shlex.join([*placed, *named, '--resume'])}")
+        return code
     _show(options.runs / (options.name or parsed.name), curve, said, quiet=json_)
     return 0
 
