@@ -281,6 +281,9 @@ def test_the_report_is_written_again(call, run):
 def test_tasks_are_listed_shown_and_checked(call):
     listed = {row["name"] for row in json.loads(call("task", "list", "--json")[1])["tasks"]}
     assert {"paths", "keychain", "arithmetic", "countdown", "dialect", "jsonl", "gym"} <= listed
+    about = {row["name"]: row["about"] for row in json.loads(call("task", "list", "--json")[1])["tasks"]}
+    assert about["dialect"].startswith("Chains whose signs")
+    assert about["paths"].startswith("walk a star of paths")
     code, out, _ = call("task", "list")
     assert code == 0
     assert all(len(line.split(maxsplit=1)) == 2 for line in out.splitlines())

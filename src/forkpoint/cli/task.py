@@ -32,7 +32,7 @@ def list_(*, json_: Json = False) -> None:
     rows = []
     for name, module in sorted(TASKS.items()):
         first = (importlib.import_module(module).__doc__ or "").strip().splitlines()[0]
-        rows.append({"name": name, "about": first.partition(": ")[2] or first})
+        rows.append({"name": name, "about": first.removeprefix(f"`{name}`: ")})
     if json_:
         print_json({"tasks": rows})
     else:
