@@ -8,11 +8,13 @@ import pytest
 from tiny_runs import After, finished, make_run, resume, tiny_recipe
 
 from forkpoint.assembly import Assembly
+from forkpoint.assembly.checks import check_recipe
 from forkpoint.assembly.reviewer import stage_reviewer
 from forkpoint.assembly.tables import kept_task
 from forkpoint.cli import main as command
 from forkpoint.cli.worker import work
 from forkpoint.config import load_recipe
+from forkpoint.errors import TaskError
 from forkpoint.tasks.demonstrations import kept_copy
 
 MODEL = Path(__file__).parents[2] / "recipes" / "data" / "byte-model"
@@ -85,6 +87,13 @@ def test_readers_of_a_run_find_its_questions(recipe, tmp_path, monkeypatch, caps
         command.main()
     assert stop.value.code == 0
     assert json.loads(capsys.readouterr().out)["max_new_tokens"] == 5
+
+
+def test_a_check_before_a_run_reads_the_users_file(recipe, tmp_path):
+    finished(tmp_path / "run", recipe, origin=tmp_path)
+    (tmp_path / "questions.jsonl").write_text("nonsense\n")
+    with pytest.raises(TaskError, match=r"questions\.jsonl:1: not JSON"):
+        check_recipe(recipe, tmp_path, tmp_path / "run")
 
 
 def test_only_files_that_a_task_of_ours_reads_are_kept(tmp_path):

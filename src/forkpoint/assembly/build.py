@@ -248,7 +248,9 @@ class Assembly:
         return self.tasks[where]
 
     def _built_task(self, where: str, table: Mapping[str, Any]) -> Task:
-        return build_task(kept_task(table, self.run, self.origin), where=where, folder=self.origin)
+        # Before a run the file is the user's, whatever an earlier run of the same name keeps.
+        chosen = table if self.unrun else kept_task(table, self.run, self.origin)
+        return build_task(chosen, where=where, folder=self.origin)
 
     def keep_files(self) -> None:
         """Copies the files of the recipe's tasks into the run, so that whoever reads the run later reads the same."""

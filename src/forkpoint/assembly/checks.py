@@ -42,7 +42,7 @@ def check_recipe(recipe: Recipe, origin: Path, run: Path) -> dict[str, CreditPla
     Raises the first mistake as a ForkpointError: names, options, needs, lengths, characters, data.
     Builds the policy and every task, encodes prompts and texts of each stage, writes nothing.
     """
-    assembly = Assembly(recipe=recipe, origin=origin, run=run)
+    assembly = Assembly(recipe=recipe, origin=origin, run=run, unrun=True)
     for stage in recipe.stage:
         if isinstance(stage, RLStage):
             _check_rules(stage)
