@@ -73,6 +73,14 @@ def test_rules_over_states_and_knowledge_work_with_the_real_probe(assembly):
         privileged(batch, loop.probe)
 
 
+@pytest.mark.parametrize(("given", "what"), [([None] * 16, "NoneType"), ("x" * 16, "str"), (7, "int")])
+def test_what_is_no_credit_is_refused(assembly, given, what):
+    loop = assembly.loop("rl")
+    strange = replace(loop.training, credit_rule=lambda batch, probe, **_: given)
+    with pytest.raises(RecipeError, match=f"gave no list of credits but one of {what}"):
+        strange.credits(drawn(loop))
+
+
 def test_another_number_of_credits_is_refused(assembly):
     loop = assembly.loop("rl")
     short = replace(loop.training, credit_rule=lambda batch, probe, **_: [])

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from tiny_runs import After, differences, fingerprint, finished, make_run, resume, tiny_recipe
 
@@ -10,7 +11,7 @@ from forkpoint.assembly.checks import check_recipe
 from forkpoint.cli.worker import work
 from forkpoint.credit.privileged import knowledge_of
 from forkpoint.errors import RecipeError
-from forkpoint.records import Batch, Group
+from forkpoint.records import Batch, Credit, Group, frozen_array
 from forkpoint.review.lessons import make_lesson
 from forkpoint.store import RunReader, StoredLesson
 from forkpoint.training.imitation import demonstration_example
@@ -109,7 +110,8 @@ def test_the_credit_rule_is_told_too(run, tmp_path, monkeypatch):
 
     def rule(batch, probe, *, knowledge):
         asked.append(knowledge)
-        return [None] * len(batch.rollouts)
+        zeros = (frozen_array(np.zeros(len(each.tokens)), np.float32) for each in batch.rollouts)
+        return [Credit(advantages=none, rule="none") for none in zeros]
 
     training = run.loop("rl").training
     stage = training.stage.model_copy(

@@ -156,8 +156,10 @@ class RLTraining:
         told = self._told(batch, chosen.options.get("knowledge"))
         options = chosen.options if told is None else {**chosen.options, "knowledge": told}
         credits = self.credit_rule(batch, self.probe, **options)
-        if not isinstance(credits, Sequence) or not all(isinstance(each, Credit) for each in credits):
-            raise RecipeError(f"credit.rule = '{chosen.rule}' gave no list of credits but {type(credits).__name__}")
+        found = credits if isinstance(credits, Sequence) else [credits]
+        strange = next((type(each).__name__ for each in found if not isinstance(each, Credit)), "")
+        if strange:
+            raise RecipeError(f"credit.rule = '{chosen.rule}' gave no list of credits but one of {strange}")
         if len(credits) != len(batch.rollouts):
             raise RecipeError(f"credit.rule = '{chosen.rule}' gave {len(credits)} credits, not {len(batch.rollouts)}")
         return wrapped(credits, batch, self.probe, wrap=chosen.wrap, options=chosen.wrap_options)
