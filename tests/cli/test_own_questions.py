@@ -1,6 +1,7 @@
 """A run of the user's own questions: it keeps the file, and whoever reads the run later reads the same."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -87,6 +88,11 @@ def test_readers_of_a_run_find_its_questions(recipe, tmp_path, monkeypatch, caps
         command.main()
     assert stop.value.code == 0
     assert json.loads(capsys.readouterr().out)["max_new_tokens"] == 5
+    shutil.rmtree(run / "texts")
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    assert stop.value.code == 2
+    assert "--task jsonl needs a file: " in capsys.readouterr().err
 
 
 def test_a_check_before_a_run_reads_the_users_file(recipe, tmp_path):

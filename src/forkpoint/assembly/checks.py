@@ -103,7 +103,7 @@ def _check_rules(stage: RLStage) -> None:
     check_call(f"{where}: credit.rule = '{stage.credit.rule}'", rule, 2, stage.credit.options)
     loss = resolve(f"{where}: loss.name", stage.loss.name, LOSSES)
     check_options(f"{where}: loss.options", loss, stage.loss.options)
-    check_call(f"{where}: loss.name = '{stage.loss.name}'", loss, 5 if stage.experts else 4, stage.loss.options)
+    check_call(f"{where}: loss.name = '{stage.loss.name}'", loss, 4, stage.loss.options)
     for name in stage.credit.wrap:
         if name not in WRAPPERS:
             raise RecipeError(unknown_name(f"{where}: credit.wrap", name, WRAPPERS))
