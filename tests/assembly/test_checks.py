@@ -53,6 +53,7 @@ BAD = [
     (["stage.rl.credit.rule=:x"], ["credit.rule = ':x' cannot be imported"]),
     (["stage.rl.credit.rule=math:none"], ["'math:none' cannot be imported"]),
     (["stage.rl.credit.rule=math:pi"], ["'math:pi' is no function"]),
+    (["stage.rl.credit.rule=builtins:max"], ["no signature found", "name a function written in Python"]),
     (["stage.rl.credit.rule=os:getcwd"], ["credit.rule = 'os:getcwd' cannot be called with 2 arguments"]),
     (["stage.rl.loss.name=os.path:dirname"], ["loss.name = 'os.path:dirname' cannot be called with 4 arguments"]),
     (["stage.rl.credit.options.ddf=1"], ["credit.options = 'ddf' is not known", "none"]),

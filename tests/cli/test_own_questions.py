@@ -108,5 +108,7 @@ def test_only_files_that_a_task_of_ours_reads_are_kept(tmp_path):
     assert kept_task(own, tmp_path / "run", tmp_path) == own
     kept = kept_task(own, tmp_path / "run", tmp_path, keep=True)
     assert kept["path"] == str(kept_copy(tmp_path / "run", "q.jsonl").resolve())
+    lost = {"name": "jsonl", "path": "lost.jsonl"}
+    assert kept_task(lost, tmp_path / "run", tmp_path, keep=True) == lost
     for other in ({"name": "paths"}, {"name": "my.module:task", "path": "q.jsonl"}):
         assert kept_task(other, tmp_path / "run", tmp_path, keep=True) is other

@@ -77,7 +77,7 @@ def resolve(where: str, name: str, table: Mapping[str, str]) -> Callable[..., An
 
 def check_options(where: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Raises RecipeError for an option that the function does not have, or not of the plain type that it declares."""
-    parameters = inspect.signature(function).parameters
+    parameters = _signature(where, function).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     known = {name: item for name, item in parameters.items() if item.kind is item.KEYWORD_ONLY}
@@ -90,10 +90,17 @@ def check_options(where: str, function: Callable[..., Any], options: Mapping[str
             raise RecipeError(f"{where}.{name} = {value!r} must be {' or '.join(kind.__name__ for kind in kinds)}.")
 
 
+def _signature(where: str, function: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}; name a function written in Python.") from None
+
+
 def check_call(where: str, function: Callable[..., Any], count: int, options: Mapping[str, Any]) -> None:
     """Raises RecipeError for a function that cannot be called with so many arguments and these options."""
     try:
-        inspect.signature(function).bind(*[None] * count, **options)
+        _signature(where, function).bind(*[None] * count, **options)
     except TypeError as error:
         raise RecipeError(f"{where} cannot be called with {count} arguments and its options: {error}.") from None
 
@@ -128,7 +135,8 @@ def kept_task(table: Mapping[str, Any], run: Path, folder: Path, *, keep: bool =
     # What the settings of a task of somebody else mean is not known here.
     if not isinstance(path, str) or ":" in str(table.get("name")):
         return table
-    if keep:
+    # A file that is not there is the task's to name.
+    if keep and (folder / path).is_file():
         kept_file(run, folder, path, keep=True)
     copy = kept_copy(run, path)
     return {**table, "path": str(copy.resolve())} if copy.is_file() else table
